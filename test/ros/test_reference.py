@@ -42,15 +42,19 @@ def build(name, node, image):
     }[name]()
 
 
+def open_page(part):
+    """Let a console subscribe to what it needs for an open page alone."""
+    for robot in getattr(part, "robots", ()):
+        robot.state.subscribe(lambda _: None)
+        robot.video.join()
+        robot.watch()
+
+
 @pytest.mark.parametrize("name", reference.CHANNELS)
 def test_the_tables_of_topics_are_what_the_nodes_do(name, graph, image, eventually):
     node = graph.node(name)
     part = graph.start(node, build(name, node, image))
-    for robot in getattr(part, "robots", ()):
-        # As for an open page.
-        robot.state.subscribe(lambda _: None)
-        robot.video.join()
-        robot.watch()
+    open_page(part)
 
     def full(topic):
         return topic if topic.startswith("/") else f"{NAMESPACE}/{topic}"
@@ -74,7 +78,7 @@ def test_the_tables_of_topics_are_what_the_nodes_do(name, graph, image, eventual
 def test_the_types_in_the_tables_are_those_of_the_nodes(graph, image, eventually):
     nodes = {name: graph.node(name) for name in reference.CHANNELS}
     for name, node in nodes.items():
-        graph.start(node, build(name, node, image))
+        open_page(graph.start(node, build(name, node, image)))
     told = {
         (c.direction, name, c.name.rpartition("/")[2], c.kind)
         for name, channels in reference.CHANNELS.items()

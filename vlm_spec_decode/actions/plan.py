@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from vlm_spec_decode.actions.parser import parse_action
-from vlm_spec_decode.actions.types import MOTIONS, Action, Done, format_action
+from vlm_spec_decode.actions.types import MOTIONS, Action, Done, Forward, Strafe, Turn, format_action
 from vlm_spec_decode.core.errors import ActionParseError
 
 MAX_JSON_CHARS = 32_768
@@ -254,3 +254,22 @@ def _flag(data: Mapping[str, Any], key: str) -> bool:
     if not isinstance(value, bool):
         raise ActionParseError(f"{key}: expected true or false")
     return value
+
+
+Pose: TypeAlias = tuple[float, float, float]
+"""x, y in metres and yaw in radians, in the odometry frame."""
+
+
+def waypoints(start: Pose, actions: Iterable[Action]) -> list[tuple[Pose, Action]]:
+    """Return the body's pose after each action, beginning at `start`."""
+    x, y, yaw = start
+    found = []
+    for action in actions:
+        if isinstance(action, Forward):
+            x, y = x + action.distance_m * math.cos(yaw), y + action.distance_m * math.sin(yaw)
+        elif isinstance(action, Strafe):
+            x, y = x - action.distance_m * math.sin(yaw), y + action.distance_m * math.cos(yaw)
+        elif isinstance(action, Turn):
+            yaw += math.radians(action.angle_deg)
+        found.append(((x, y, yaw), action))
+    return found

@@ -20,7 +20,7 @@ from nav_msgs.msg import Odometry
 from rclpy.callback_groups import MutuallyExclusiveCallbackGroup, ReentrantCallbackGroup
 from rclpy.node import Node
 from rclpy.qos import QoSProfile, qos_profile_sensor_data
-from sensor_msgs.msg import CompressedImage
+from sensor_msgs.msg import CompressedImage, LaserScan
 from std_msgs.msg import Bool, String
 from std_srvs.srv import SetBool
 
@@ -32,7 +32,7 @@ from vlm_spec_decode.mission.queue import Ack, MissionRequest
 from vlm_spec_decode.mission.reports import AnswerReport, DecodeReport
 from vlm_spec_decode.mission.state import PartialAnswer
 from vlm_spec_decode.ros import typed
-from vlm_spec_decode.ros.convert import STEADY, from_compressed, from_odometry
+from vlm_spec_decode.ros.convert import STEADY, from_compressed, from_odometry, from_ranges
 from vlm_spec_decode.ros.lifecycle import ManagedNode
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED, LATCHED_QUEUE, REQUEST
 from vlm_spec_decode.ros.subscriptions import guarded_timer, subscribe
@@ -42,7 +42,7 @@ from vlm_spec_decode.serve.console.state import Body, ConsoleState, RobotFacts
 from vlm_spec_decode.serve.console.video import VideoFeed
 from vlm_spec_decode_msgs import msg
 
-CAMERA, ODOMETRY = "camera/image_raw/compressed", "odom"
+CAMERA, ODOMETRY, RANGES = "camera/image_raw/compressed", "odom", "vlm/ranges"
 WATCH_S = 0.25
 """How often it is looked whether a page is open."""
 
@@ -69,6 +69,7 @@ class RosRobot(ConsoleRobot):
         self._trace: DecodeReport | None = None
         self._battery: float | None = None
         self._posture = ""
+        self._ranges_m: tuple[float, ...] | None = None
         self._optional: dict[str, Any] = {}
         self._asking: ReentrantCallbackGroup | None = None
 
@@ -167,11 +168,13 @@ class RosRobot(ConsoleRobot):
 
     def watch(self) -> None:
         """Subscribe to what only pages need while there are pages."""
-        wanted = {CAMERA: self.video.viewers > 0, ODOMETRY: self.state.is_watched}
+        is_watched = self.state.is_watched
+        wanted = {CAMERA: self.video.viewers > 0, ODOMETRY: is_watched, RANGES: is_watched}
         newest = QoSProfile(depth=1, reliability=qos_profile_sensor_data.reliability)
         kinds = {
             CAMERA: (CompressedImage, self._on_frame, newest, self._pictures),
             ODOMETRY: (Odometry, self._on_odometry, QoSProfile(depth=1), self._states),
+            RANGES: (LaserScan, self._on_ranges, newest, self._states),
         }
         for topic, is_wanted in wanted.items():
             if is_wanted and topic not in self._optional:
@@ -199,9 +202,14 @@ class RosRobot(ConsoleRobot):
                 pose=(pose.x_m, pose.y_m, pose.yaw_rad),
                 speed_mps=math.hypot(twist.x, twist.y),
                 battery=self._battery,
+                ranges_m=self._ranges_m,
                 posture=self._posture,
             )
         )
+
+    def _on_ranges(self, message: LaserScan) -> None:
+        length_m, width_m = self.state.facts.hull_m
+        self._ranges_m = from_ranges(message, (length_m / 2, width_m / 2))
 
     def _on_status(self, message: msg.MissionStatus) -> None:
         self.state.on_status(typed.mission_status_from_message(message))

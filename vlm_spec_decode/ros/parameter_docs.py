@@ -166,6 +166,7 @@ CHANNELS: Mapping[str, tuple[TopicDoc, ...]] = {
             "JPEG frames; only while a page shows them.",
         ),
         TopicDoc("in", "odom", ODOMETRY, "For the map; only while a page is open."),
+        TopicDoc("in", "vlm/ranges", "sensor_msgs/msg/LaserScan", "For the map; only while a page is open."),
         *_topics(
             "in",
             vlm__status="For the page.",

@@ -24,9 +24,8 @@ from rclpy.node import Node
 from std_msgs.msg import ColorRGBA
 from visualization_msgs.msg import Marker, MarkerArray
 
-from vlm_spec_decode.actions.plan import Plan
+from vlm_spec_decode.actions.plan import Plan, Pose, waypoints
 from vlm_spec_decode.actions.types import format_action
-from vlm_spec_decode.actions.waypoints import Pose, waypoints
 from vlm_spec_decode.core.errors import ImageError
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.robot.registry import robot_kind

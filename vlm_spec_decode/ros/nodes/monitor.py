@@ -18,8 +18,7 @@ from std_msgs.msg import Float64, String
 from visualization_msgs.msg import MarkerArray
 
 from vlm_spec_decode.actions.limits import SafetyLimits
-from vlm_spec_decode.actions.plan import Plan
-from vlm_spec_decode.actions.waypoints import Pose
+from vlm_spec_decode.actions.plan import Plan, Pose
 from vlm_spec_decode.core.config import Setting
 from vlm_spec_decode.core.errors import ActionParseError, ImageError
 from vlm_spec_decode.core.ports import Clock

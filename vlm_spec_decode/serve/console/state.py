@@ -16,9 +16,8 @@ from typing import Any, TypeAlias
 
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.parser import parse_answer
-from vlm_spec_decode.actions.plan import Plan, PlanStatus
+from vlm_spec_decode.actions.plan import Plan, PlanStatus, Pose, waypoints
 from vlm_spec_decode.actions.types import Action, format_action
-from vlm_spec_decode.actions.waypoints import Pose, waypoints
 from vlm_spec_decode.core.errors import ActionParseError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.token_fates import KEPT_ANSWERS, Fate, TokenPiece
