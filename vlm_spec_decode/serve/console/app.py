@@ -32,6 +32,7 @@ from starlette.websockets import WebSocket, WebSocketDisconnect
 
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import UsageError, VsdError
+from vlm_spec_decode.core.page import style
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.serve.access import AccessKeys, HttpLimits
 from vlm_spec_decode.serve.console.commands import CommandDesk, ConsoleRobot, Page
@@ -104,8 +105,12 @@ class StaticFile:
 
 
 def static_files() -> dict[str, StaticFile]:
-    """Return the files of the page by their paths; the page itself is `/`."""
-    found = {}
+    """Return the files of the page by their paths; the page itself is `/`.
+
+    The theme is the reports', too, and lies where they read it.
+    """
+    theme = "theme.css"
+    found = {f"/static/{theme}": StaticFile(theme, style(theme).encode())}
     for each in files(__package__).joinpath("static").iterdir():
         if each.name.rpartition(".")[2] in TYPES:
             path = "/" if each.name == "index.html" else f"/static/{each.name}"
