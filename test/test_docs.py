@@ -113,7 +113,7 @@ def test_commands_run(block, user, tmp_path):
 
 
 def test_the_page_of_commands_lists_every_one_and_no_other():
-    listed = re.findall(r"^\| `vsd (\w+)`", COMMANDS, re.MULTILINE)
+    listed = re.findall(r"^\| `vsd ([\w-]+)`", COMMANDS, re.MULTILINE)
     known = {
         name: vsd.get_command(click.Context(vsd), name) for name in vsd.list_commands(click.Context(vsd))
     }
