@@ -193,8 +193,10 @@ class Lease:
             for board in self._boards:
                 board.open(self._on_text)
             self._arbiter = Arbiter(new_claim(self._node), self._clock.now(), self._wait_s)
-            self._thread = threading.Thread(target=self._run, name="lease", daemon=True)
-            self._thread.start()
+            thread = threading.Thread(target=self._run, name="lease", daemon=True)
+            # Started first: `close` may come at any moment, and joins what it finds here.
+            thread.start()
+            self._thread = thread
         pause = threading.Event()
         while not self._closing.is_set():
             with self._lock:
