@@ -38,7 +38,7 @@ lint: setup
 # What computes shares the cores; what lives in wall-clock time runs alone. Exit code 5: none chosen.
 test: lint
 	@rm -f out/tests/*.json
-	$(PY) -m pytest -m "not alone" -n $(JOBS) --dist loadscope --skips=out/tests/shared.json $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	$(PY) -m pytest -m "not alone" -n $(JOBS) --dist loadscope --max-worker-restart=0 --skips=out/tests/shared.json $(PYTEST_ARGS) || [ $$? -eq 5 ]
 	$(PY) -m pytest -m alone --skips=out/tests/alone.json $(PYTEST_ARGS) || [ $$? -eq 5 ]
 
 bench: setup-demo

@@ -2,8 +2,12 @@
 
 import io
 import math
+import os
+import threading
 from collections.abc import Iterator
+from contextlib import closing
 
+import mujoco
 import numpy as np
 import pytest
 from PIL import Image as PilImage
@@ -165,3 +169,21 @@ def test_nice_frames_show_the_same_view_with_shadows() -> None:
 def test_unknown_quality_is_refused() -> None:
     with pytest.raises(ValueError, match="fast, nice"):
         FrontCamera(World(room()), 64, 36, quality="best")
+
+
+@pytest.mark.skipif(os.environ.get("MUJOCO_GL") != "osmesa", reason="asks OSMesa which context is current")
+@pytest.mark.skipif(int(mujoco.__version__.split(".")[0]) < 4, reason="MuJoCo before 4 leaves it current")
+def test_no_context_stays_current_for_another_thread_to_free() -> None:
+    from OpenGL import osmesa
+
+    world = World(room())
+    camera = FrontCamera(world, 96, 54)
+    assert not osmesa.OSMesaGetCurrentContext()
+    camera.render()
+    assert not osmesa.OSMesaGetCurrentContext()
+    thread = threading.Thread(target=camera.close)
+    thread.start()
+    thread.join()
+    assert not osmesa.OSMesaGetCurrentContext()
+    with closing(FrontCamera(world, 96, 54)) as other:
+        assert other.render().any()

@@ -16,6 +16,8 @@ from __future__ import annotations
 import io
 import math
 import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import mujoco
@@ -60,15 +62,10 @@ class Canvas:
         self._size = (max_width_px, max_height_px)
         self._nice = quality == "nice"
         width, height = self._factor * max_width_px, self._factor * max_height_px
-        self._gl = _context(width, height)
         model.vis.global_.offwidth, model.vis.global_.offheight = width, height
         model.vis.quality.offsamples = 0
         model.vis.quality.shadowsize = 4096 if self._nice else 0
-        try:
-            self._context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
-        except mujoco.FatalError as error:
-            raise ConfigError(NO_RENDERER.format(error)) from error
-        mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, self._context)
+        self._gl, self._context = _contexts(model, width, height)
         # Runs at the interpreter's exit at the latest, while the OpenGL bindings still work.
         self._free = weakref.finalize(self, _free, self._gl, self._context)
         self._scene: mujoco.MjvScene | None = None
@@ -147,28 +144,43 @@ class Canvas:
             raise ValueError(
                 f"{width_px} x {height_px} px is larger than this canvas ({most[0]} x {most[1]})"
             )
-        self._gl.make_current()
         rect = mujoco.MjrRect(0, 0, width_px, height_px)
-        mujoco.mjr_render(rect, scene, self._context)
         out = np.empty((height_px, width_px, 3), dtype=np.uint8)
-        mujoco.mjr_readPixels(out, None, rect, self._context)
+        # Current for no longer than it draws: a canvas may be freed by another thread (by the collector of
+        # garbage, too), and a thread whose current context is freed elsewhere ends the process at its next.
+        with _current(self._gl):
+            mujoco.mjr_render(rect, scene, self._context)
+            mujoco.mjr_readPixels(out, None, rect, self._context)
         return out[::-1]
 
 
-def _context(width: int, height: int) -> mujoco.GLContext:
-    """Make an OpenGL context the current one. Raises ConfigError without a renderer."""
+def _contexts(model: mujoco.MjModel, width: int, height: int) -> tuple[mujoco.GLContext, mujoco.MjrContext]:
+    """Return an OpenGL context and MuJoCo's in it, neither current. Raises ConfigError without a renderer."""
     try:
-        context = mujoco.GLContext(width, height)
-        context.make_current()
+        gl = mujoco.GLContext(width, height)
+        with _current(gl):
+            context = mujoco.MjrContext(model, mujoco.mjtFontScale.mjFONTSCALE_100.value)
+            mujoco.mjr_setBuffer(mujoco.mjtFramebuffer.mjFB_OFFSCREEN.value, context)
     # What MuJoCo and PyOpenGL raise without a display, a library or a device; AttributeError: MUJOCO_GL=off.
     except (mujoco.FatalError, ImportError, RuntimeError, AttributeError, OSError, TypeError) as error:
         raise ConfigError(NO_RENDERER.format(error)) from error
-    return context
+    return gl, context
+
+
+@contextmanager
+def _current(gl: mujoco.GLContext) -> Iterator[None]:
+    """Make a context current for the block; MuJoCo before 4 cannot take that back, so there it stays so."""
+    if hasattr(gl, "as_current"):
+        with gl.as_current():
+            yield
+    else:
+        gl.make_current()
+        yield
 
 
 def _free(gl: mujoco.GLContext, context: mujoco.MjrContext) -> None:
-    gl.make_current()
-    context.free()
+    with _current(gl):
+        context.free()
     gl.free()
 
 
