@@ -75,6 +75,15 @@ def test_a_file_that_is_no_file_of_keys(tmp_path: Path, text: str, mode: int, ma
         read_keys(written(tmp_path, text, mode))
 
 
+def test_a_key_with_a_hash_is_whole_and_a_secret_is_in_no_error(tmp_path: Path) -> None:
+    keys = read_keys(written(tmp_path, f"{KEY}#rest\nrobot {OTHER} # theirs"))
+    assert keys.find(f"{KEY}#rest") is not None
+    assert keys.find(KEY) is None
+    with pytest.raises(ConfigError, match=":1: 16 printable") as error:
+        read_keys(written(tmp_path, f"{KEY} robot"))
+    assert KEY not in str(error.value)
+
+
 def test_nothing_beyond_loopback_without_a_key() -> None:
     keys = AccessKeys([make_key("a", KEY)])
     for text, is_loopback in [

@@ -118,6 +118,7 @@ def test_paths_methods_and_pages(server: OpenAiServer) -> None:
             assert "error" in found.json()
         found = client.get("/v1/chat/completions", headers=headers)
         assert (found.status_code, found.json()["error"]["code"]) == (405, "method_not_allowed")
+        assert "allow" in found.headers
         found = client.post("/v1/chat/completions", headers=headers, content=b"{}")
         assert (found.status_code, found.json()["error"]["code"]) == (400, "invalid_content_type")
         found = client.get("/v1/models", headers={**headers, "origin": "http://evil.example"})

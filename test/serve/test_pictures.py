@@ -51,6 +51,7 @@ def test_bytes_may_also_be_percent_encoded() -> None:
         (url(file("PNG") + bytes(30_000)), 413, "image_too_large"),
         ("data:image/png;base64," + "A" * 200_000, 413, "image_too_large"),
         ("data:text/html;base64,AAAA", 400, "invalid_image_url"),
+        ("data:image/png" + ";a" * 2_000_000, 400, "invalid_image_url"),
         ("data:image/png;base64,A", 400, "invalid_image_url"),
         ("data:image/svg+xml;base64,PHN2Zy8+", 400, "invalid_image"),
         ("", 400, "invalid_image_url"),

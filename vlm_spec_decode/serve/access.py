@@ -59,11 +59,14 @@ class AccessKeys:
         return found
 
 
-def make_key(name: str, text: str, rights: Iterable[str] = ()) -> AccessKey:
-    """Return a key. Raises ConfigError for a text that is too short or not printable ASCII."""
+def make_key(name: str, text: str, rights: Iterable[str] = (), where: str = "") -> AccessKey:
+    """Return a key. Raises ConfigError for a text that is too short or not printable ASCII.
+
+    The error says `where`: in a line whose words are the wrong way round, the name is the secret.
+    """
     if len(text) < MIN_KEY_CHARACTERS or not _KEY.fullmatch(text):
         raise ConfigError(
-            f"key {name}: {MIN_KEY_CHARACTERS} printable ASCII characters or more are wanted, "
+            f"key {where or name}: {MIN_KEY_CHARACTERS} printable ASCII characters or more are wanted, "
             "such as `openssl rand -base64 24` writes"
         )
     return AccessKey(name, _digest(text), frozenset(rights))
@@ -92,13 +95,14 @@ def _keys_in(file: Path) -> list[AccessKey]:
         raise ConfigError(f"{file}: others than its owner may read it; chmod 600 {file}")
     keys = []
     for number, line in enumerate(lines, start=1):
-        words = line.partition("#")[0].split()
+        # A comment begins with a word: a key may hold a #, and must not be cut there.
+        words = re.sub(r"(^|\s)#.*", "", line).split()
         if not words:
             continue
         name, text, *rights = words if len(words) > 1 else (f"line{number}", *words)
         if len(rights) > 1 or not _NAME.fullmatch(name):
             raise ConfigError(f"{file}:{number}: KEY, NAME KEY or NAME KEY RIGHT,RIGHT is wanted")
-        keys.append(make_key(name, text, rights[0].split(",") if rights else ()))
+        keys.append(make_key(name, text, rights[0].split(",") if rights else (), f"at {file}:{number}"))
     if not keys:
         raise ConfigError(f"{file}: there is no key in it")
     return keys

@@ -319,7 +319,8 @@ class _Paths:
 
 def _check_method(request: Request, *methods: str) -> None:
     if request.method not in methods:
-        raise ApiError(405, f"{request.method} is not for this path", code="method_not_allowed")
+        text = f"{request.method} is not for this path"
+        raise ApiError(405, text, code="method_not_allowed", allow=", ".join(methods))
 
 
 class _Counted:

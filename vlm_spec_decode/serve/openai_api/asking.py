@@ -57,8 +57,10 @@ class Asking:
         url = next((turn.picture for turn in question.turns if turn.picture), "")
         image = engine.picture(read_picture(url, self.pictures)) if url else None
         config = self._config(question, engine.config)
+        observation = _observation(question, image)
+        # Only now: a text that is too long has been refused, and its tokens are not counted.
         tokens = sum(engine.count_tokens(turn.text) for turn in question.turns)
-        return Prepared(_observation(question, image), config, tokens)
+        return Prepared(observation, config, tokens)
 
     def _config(self, question: Question, base: EngineConfig) -> EngineConfig:
         return replace(

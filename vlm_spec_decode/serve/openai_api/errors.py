@@ -21,6 +21,7 @@ from vlm_spec_decode.core.errors import (
     GrammarError,
     ImageError,
     InstructionError,
+    ModelError,
     UsageError,
     VsdError,
 )
@@ -47,7 +48,10 @@ GUARD_CODES = {
 
 
 class ApiError(Exception):
-    """An answer that is an error. `code` is its stable name, `param` the field of the request at fault."""
+    """An answer that is an error. `code` is its stable name, `param` the field of the request at fault.
+
+    `allow` names the methods that a path takes.
+    """
 
     def __init__(
         self,
@@ -58,6 +62,7 @@ class ApiError(Exception):
         code: str | None = None,
         param: str | None = None,
         retry_s: float | None = None,
+        allow: str = "",
     ) -> None:
         super().__init__(message)
         self.status = status
@@ -65,6 +70,7 @@ class ApiError(Exception):
         self.code = code
         self.param = param
         self.retry_s = retry_s
+        self.allow = allow
 
     @property
     def body(self) -> dict[str, Any]:
@@ -79,6 +85,8 @@ class ApiError(Exception):
             found["retry-after"] = str(max(1, math.ceil(self.retry_s)))
         if self.status == 401:
             found["www-authenticate"] = "Bearer"
+        if self.allow:
+            found["allow"] = self.allow
         return Response(msgspec.json.encode(self.body), self.status, found, JSON)
 
 
@@ -134,13 +142,17 @@ def api_error(error: BaseException) -> ApiError:
             return wrong("response_format", str(error), "invalid_grammar")
         case InstructionError():
             return wrong("messages", str(error), "unsupported_messages")
+        case ModelError():
+            logging.getLogger(__name__).error("a request has failed: %s", error)
+            return ApiError(500, "the server has failed at this request", kind=SERVER, code="internal_error")
         case UsageError():
             return ApiError(400, str(error), code="invalid_value")
         case ActionParseError():
             return ApiError(500, str(error), kind=SERVER, code="no_action")
         case VsdError():
+            # Its text may name folders and settings, which are for who runs the server.
             logging.getLogger(__name__).error("an answer has failed: %s", error)
-            return ApiError(500, str(error), kind=SERVER, code=type(error).__name__)
+            return ApiError(500, "the server has failed at this request", kind=SERVER, code="internal_error")
     logging.getLogger(__name__).error("a request has failed: %s", describe_internal_error(error))
     return ApiError(500, "the server has failed at this request", kind=SERVER, code="internal_error")
 

@@ -23,6 +23,9 @@ FORMATS = frozenset({"JPEG", "PNG", "WEBP", "MPO"})
 """What Pillow calls the formats that are taken; a phone's JPEG may hold several pictures."""
 
 FETCH_S = 5.0
+MAX_HEAD_CHARS = 256
+"""Of a data URL before its comma."""
+
 _DATA = re.compile(r"data:(?P<kind>image/[a-z0-9.+-]+)?(?P<more>(;[A-Za-z0-9=._-]+)*),", re.ASCII)
 _HOST = re.compile(r"(\[[0-9A-Fa-f:.]+\]|[A-Za-z0-9._-]+)(:[0-9]{1,5})?")
 _WHERE = "image_url.url"
@@ -58,7 +61,7 @@ def read_picture(url: str, limits: PictureLimits) -> bytes:
 
 
 def _in_url(url: str, limits: PictureLimits) -> bytes:
-    match = _DATA.match(url)
+    match = _DATA.match(url, 0, MAX_HEAD_CHARS)  # not the picture: a long head would be tried in every way
     if not match:
         raise wrong(_WHERE, "no data URL of a picture (data:image/jpeg;base64,…)", "invalid_image_url")
     text = url[match.end() :]

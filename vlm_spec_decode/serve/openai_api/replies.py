@@ -34,9 +34,11 @@ class StopText:
         if self.is_stopped:
             return ""
         reach = max((len(stop) for stop in self.stops), default=1) - 1
-        found = [at for stop in self.stops if (at := text.find(stop, max(0, self.told - reach))) >= 0]
+        since = max(0, self.told - reach)
+        found = [(at + len(stop), at) for stop in self.stops if (at := text.find(stop, since)) >= 0]
         if found:
-            self.is_stopped, end = True, max(self.told, min(found))
+            # The one that is complete first: so it does not matter how the text came in pieces.
+            self.is_stopped, end = True, max(self.told, min(found)[1])
         else:
             end = len(text) if is_last else len(text) - self._held(text)
         new, self.told = text[self.told : end], max(self.told, end)

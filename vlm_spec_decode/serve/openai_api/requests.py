@@ -23,6 +23,8 @@ Kind = TypeVar("Kind", bound=Struct)
 
 MAX_STOPS, MAX_STOP_CHARS = 4, 200
 MAX_SEED = 2**63
+MAX_HISTORY_CHARS = 16_000
+"""Of all actions of `vsd.history`: a question has to fit into one message to the cloud."""
 
 TEXT, OBJECT, SCHEMA, REGEX, ACTIONS = "text", "json_object", "json_schema", "regex", "robot_actions"
 """Types of `response_format`. The last two are our own."""
@@ -224,6 +226,8 @@ def _common(body: Any, longest: int | None) -> dict[str, Any]:
             raise wrong("vsd.strategy", str(error)) from error
     for action in own.history:
         _check_text("vsd.history", action)
+    if sum(map(len, own.history)) > MAX_HISTORY_CHARS:
+        raise wrong("vsd.history", f"more than {MAX_HISTORY_CHARS} characters", "string_above_max_length")
     return {
         "temperature": _within("temperature", body.temperature, 0, 2),
         "top_p": _within("top_p", body.top_p, 0, 1, above_low=True) or 1.0,
