@@ -21,6 +21,7 @@ BASE = [
 
 MODELS = [
     "huggingface-hub>=1",
+    "jinja2>=3.1",
     "llguidance>=1.9,<2",
     "safetensors>=0.4",
     "tokenizers>=0.20",
@@ -53,7 +54,7 @@ BAGS = [*MODELS, "apsw>=3.46", "lz4>=4", "mcap>=1.2", "rosbags>=0.11", "zstandar
 TRAIN = [*BAGS, *SIM]
 """For training the shipped models, on rooms that the simulator renders and on recordings."""
 
-BENCH = [*MODELS, "matplotlib>=3.7"]
+BENCH = [*MODELS]
 """For `vsd bench`."""
 
 MESSAGE_BUILD = [

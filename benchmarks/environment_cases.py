@@ -16,7 +16,7 @@ VSD, STOP, NODE = "vsd", "stop", "node"
 """A command; the e-stop, which must arrive; a node process."""
 
 BYTES = b"walk to the ch\xffair"
-NODES = ("camera_node", "locomotion_node", "monitor_node", "vlm_node")
+NODES = ("camera_node", "console_node", "locomotion_node", "monitor_node", "vlm_node")
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,7 +131,6 @@ def _stops(files: dict[str, Path]) -> Iterator[Case]:
         "a terminal without width": {"COLUMNS": "abc", "TERM": "nonsense"},
         "rendering": {"MUJOCO_GL": "nonsense", "PYOPENGL_PLATFORM": "glx"},
         "threads": {"OMP_NUM_THREADS": "many", "MKL_NUM_THREADS": "0"},
-        "plots": {"MPLBACKEND": "nonsense", "MPLCONFIGDIR": "/proc/x"},
         "namespace of ROS 1": {"ROS_NAMESPACE": "go 2"},
         "proxy": {"http_proxy": "http://127.0.0.1:9", "https_proxy": "nonsense"},
         "a byte in a variable": {"ROS_HOSTNAME": b"go2\xff", "ROS_STATIC_PEERS": b"ro\xffbot"},
@@ -273,6 +272,16 @@ def _values(folder: Path, files: dict[str, Path]) -> Iterator[Case]:
     yield Case("edge: robot", VSD, ("edge", "--robot", "spot", *sit), (2,))
     yield Case("edge: bytes", VSD, (*fake, "--instruction", BYTES, "--json"), (2,))
     yield Case("edge: limits", VSD, (*fake, "--limits", str(files["latin1.yaml"]), *sit), (2,))
+    everywhere = ("serve", "--local", "--bind", "0.0.0.0:0")
+    yield Case("serve: beyond loopback without a key", VSD, everywhere, (2,))
+    yield Case("serve: address", VSD, ("serve", "nonsense"), (2,))
+    yield Case("serve: no file of keys", VSD, ("serve", "--local", "--api-keys", "/nowhere"), (2,))
+    yield Case("console: bind", VSD, ("console", "--robot", "fake", "--bind", "nonsense", "--json"), (2,))
+    yield Case("console: tokens", VSD, ("console", "--robot", "fake", "--tokens", "/nowhere", "--json"), (2,))
+    yield Case("console: robot", VSD, ("console", "--robot", "spot", "--json"), (2,))
+    yield Case(
+        "build-msgs: unwritable", VSD, ("build-msgs", "--wheels", str(files["empty.yaml"]), "--json"), (2,)
+    )
     yield Case("bench: profile", VSD, ("bench", "--profiles", "nonsense", "--json"), (2,))
     yield Case("bench: out", VSD, ("bench", "--out", "/proc/x", "--answers", "1", "--json"), (1, 2))
     yield Case("train: device", VSD, ("train", "target", "--device", "nonsense", "--json"), (1, 2))
@@ -288,6 +297,6 @@ def _values(folder: Path, files: dict[str, Path]) -> Iterator[Case]:
 
 
 def _help() -> Iterator[Case]:
-    names = "ask bench cloud demo doctor edge keys load options-page record replay say sim stop top train"
-    for name in names.split():
+    names = "ask bench build-msgs cloud console demo doctor edge keys load options-page record replay say "
+    for name in (names + "serve sim stop top train").split():
         yield Case(f"{name}: help", VSD, (name, "--help"), (0,), {"PYTHONIOENCODING": "ascii", "LC_ALL": "C"})

@@ -184,7 +184,6 @@ def test_a_part_is_imported_whole_with_its_own_extra_alone(extra: str) -> None:
     hidden = not_in(extra)
     assert {"rclpy", "ray"} <= hidden
     assert extra in ("sim", "train") or "mujoco" in hidden
-    assert extra == "bench" or "matplotlib" in hidden
     done = without(hidden, code, json.dumps(modules))
     assert done.returncode == 0, done.stderr[-1500:]
     assert json.loads(done.stdout.splitlines()[-1]) == []
@@ -196,7 +195,6 @@ def test_a_part_is_imported_whole_with_its_own_extra_alone(extra: str) -> None:
         (["ask", "--instruction", "go", "--image", "docs/images/frame.jpg"], not_in("sim"), "[edge]"),
         (["sim", "--headless", "--actions", "turn(20)"], not_in("edge"), "[sim]"),
         (["replay", "--sample"], not_in("edge"), "[bags]"),
-        (["bench", "--answers", "1"], not_in("edge"), "[bench]"),
         (["train", "evaluate"], not_in("sim"), "[edge]"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",

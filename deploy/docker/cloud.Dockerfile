@@ -13,6 +13,7 @@ COPY resource resource
 COPY config config
 COPY launch launch
 COPY rviz rviz
+COPY vlm_spec_decode_msgs vlm_spec_decode_msgs
 COPY vlm_spec_decode vlm_spec_decode
 RUN python -m venv /opt/vsd && /opt/vsd/bin/pip install --no-cache-dir \
     ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} --constraint requirements.lock \

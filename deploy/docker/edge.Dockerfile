@@ -16,9 +16,10 @@ COPY launch src/vlm_spec_decode/launch
 COPY rviz src/vlm_spec_decode/rviz
 COPY nodes src/vlm_spec_decode/nodes
 COPY vlm_spec_decode src/vlm_spec_decode/vlm_spec_decode
+COPY vlm_spec_decode_msgs src/vlm_spec_decode/vlm_spec_decode_msgs
 RUN python3 -m pip install --no-cache-dir ${TORCH_INDEX:+--extra-index-url "$TORCH_INDEX"} \
         --constraint src/vlm_spec_decode/requirements.lock "./src/vlm_spec_decode[edge,bags]" \
-    && bash -c "source /opt/ros/humble/setup.bash && colcon build"
+    && bash -c "source /opt/ros/humble/setup.bash && colcon build --base-paths src/vlm_spec_decode src/vlm_spec_decode/vlm_spec_decode_msgs"
 COPY deploy/edge /opt/vsd/edge
 USER vsd
 ENV OMP_NUM_THREADS=1 HOME=/var/lib/vsd

@@ -83,8 +83,27 @@ def test_the_e_stop_goes_before_a_person() -> None:
     drive(rig, 1.0, (0.5, 0.0, 0.0))
     assert rig.is_still
     rig.executor.estop(False)
+    # A stick that was held all the time moves nothing by the release; it has to be let go first.
+    drive(rig, 1.0, (0.5, 0.0, 0.0))
+    assert rig.is_still
+    drive(rig, 0.1, (0.0, 0.0, 0.0))
     drive(rig, 1.0, (0.5, 0.0, 0.0))
     assert not rig.is_still
+
+
+def test_a_stick_that_is_silent_or_ended_counts_as_let_go_after_an_e_stop() -> None:
+    for let_go in (
+        lambda rig: drive(rig, TELEOP_TIMEOUT_S + 0.1, None),
+        lambda rig: rig.executor.end_steering(),
+    ):
+        rig = Rig()
+        drive(rig, 1.0, (0.5, 0.0, 0.0))
+        rig.executor.estop(True)
+        drive(rig, 1.0, (0.5, 0.0, 0.0))
+        rig.executor.estop(False)
+        let_go(rig)
+        drive(rig, 1.0, (0.5, 0.0, 0.0))
+        assert not rig.is_still
 
 
 def test_a_person_does_not_drive_into_an_obstacle_and_may_turn_away() -> None:

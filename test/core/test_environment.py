@@ -105,8 +105,6 @@ VALUES: dict[tuple[str, environment.Remedy], tuple[tuple[str, ...], tuple[str, .
     ("HF_HOME", NOTE): FOLDER,
     ("XDG_CACHE_HOME", NOTE): FOLDER,
     ("CUDA_VISIBLE_DEVICES", NOTE): (("0", "0,1", "GPU-1"), ("", "-1")),
-    ("MPLBACKEND", REPLACE): (("agg", "Agg"), ("TkAgg", "nonsense")),
-    ("MPLCONFIGDIR", REPLACE): FOLDER,
     ("RAY_ADDRESS", NOTE): ((), ("10.0.0.1:6379",)),
 }
 EMPTY_IS_BAD = {"CUDA_VISIBLE_DEVICES", "HOME", "CYCLONEDDS_PYTHON_NO_IMPORT_LIBS"}

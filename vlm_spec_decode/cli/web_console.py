@@ -51,7 +51,10 @@ def console(as_json: bool, **given: Any) -> int:
                 if as_json:
                     found = {"url": links.url, "command": links.command, "view": links.view}
                     click.echo(json.dumps({"ready": "console", **found}))
-                threading.Event().wait()
+                try:
+                    threading.Event().wait()
+                finally:
+                    edge.halt()  # before the server, which waits for its pages
         finally:
             edge.close()
     return 0

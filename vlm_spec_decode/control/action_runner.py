@@ -370,7 +370,8 @@ class ActionRunner:
         velocity that was commanded last; without it the caller stops the robot.
         """
         was_active = self._steps is not None
-        self.resumable.store(self._requested, self._motion)
+        if not self.jump:  # across a jump of the odometry nobody knows what is left of it
+            self.resumable.store(self._requested, self._motion)
         self._steps, self._motion, self._heading_rad = None, None, math.nan
         if self._running is not None and self._running.ended:
             self._running = None

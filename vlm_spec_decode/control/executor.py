@@ -81,6 +81,9 @@ TELEOP_TIMEOUT_S = 0.5
 class Teleoperation:
     """The newest velocity from a person and when it arrived; passes it to the action runner.
 
+    A stick or key that is held while the e-stop is engaged counts only once it was let go: releasing the
+    e-stop moves nothing.
+
     `put`, `is_live` and `clear` are safe for threads; `follow` and `was_live` belong to the control thread.
     """
 
@@ -90,6 +93,8 @@ class Teleoperation:
     was_live: bool = False
     _velocity: Velocity = STILL
     _received_s: float = -math.inf
+    _put_s: float = -math.inf
+    _must_let_go: bool = False
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     def put(self, velocity: Velocity, now_s: float) -> bool:
@@ -97,7 +102,11 @@ class Teleoperation:
         if not all(map(math.isfinite, velocity)):
             return False
         with self._lock:
-            self._velocity, self._received_s = velocity, now_s
+            has_let_go = velocity == STILL or now_s - self._put_s > self.timeout_s
+            self._put_s = now_s
+            self._must_let_go = self.emergency_stop.latched or (self._must_let_go and not has_let_go)
+            if not self._must_let_go:
+                self._velocity, self._received_s = velocity, now_s
         return True
 
     def is_live(self, now_s: float) -> bool:
@@ -106,9 +115,16 @@ class Teleoperation:
             return now_s - self._received_s <= self.timeout_s
 
     def clear(self) -> None:
-        """Remove the velocity, as after an e-stop."""
+        """Remove the velocity: the person has let go."""
+        with self._lock:
+            self._received_s = self._put_s = -math.inf
+            self._must_let_go = False
+
+    def void(self) -> None:
+        """Remove the velocity at an e-stop: what is held now counts only once it was let go."""
         with self._lock:
             self._received_s = -math.inf
+            self._must_let_go = True
 
     def follow(self, now_s: float) -> bool:
         """Command the newest velocity; return whether there is one. When it times out, the robot is stopped.
@@ -202,7 +218,7 @@ class Executor:
             trigger_s = self._clock.now()
             with self._estop_lock:  # no release between latch and drop
                 self._emergency_stop.engage()
-                self._steering.clear()
+                self._steering.void()
                 self._queue.drop("estop")
             return self._emergency_stop.stop_now(trigger_s)
         with self._estop_lock:

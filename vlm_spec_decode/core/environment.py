@@ -25,8 +25,8 @@ from vlm_spec_decode.core.environment_checks import Check, Environment, Replacem
 from vlm_spec_decode.core.errors import ConfigError
 
 PYTHON, ROS, DDS, OPENGL = "python", "ros", "dds", "opengl"
-MODELS, PLOTS, SERVICE = "models", "plots", "service"
-GROUPS = (PYTHON, ROS, DDS, OPENGL, MODELS, PLOTS, SERVICE)
+MODELS, SERVICE = "models", "service"
+GROUPS = (PYTHON, ROS, DDS, OPENGL, MODELS, SERVICE)
 
 
 class Remedy(Enum):
@@ -308,13 +308,6 @@ VARIABLES: tuple[Variable, ...] = (
             checks.cache("XDG_CACHE_HOME"),
         ),
         ("CUDA_VISIBLE_DEVICES", "CUDA", "nothing, or numbers of GPUs", NOTE, checks.no_gpu),
-    ),
-    *_rows(
-        PLOTS,
-        ("MPLBACKEND", "matplotlib", "agg", REPLACE, checks.plot_backend),
-        ("MPLCONFIGDIR", "matplotlib", "a folder that can be written", REPLACE, checks.plot_cache),
-        MPLBACKEND=lambda _: "agg",
-        MPLCONFIGDIR=checks.fallback_plot_cache,
     ),
     *_rows(SERVICE, ("RAY_ADDRESS", "Ray", "nothing: use --ray-address", NOTE, checks.ray)),
 )

@@ -430,25 +430,7 @@ def whole_number(name: str, low: int = 0) -> Check:
     return problem
 
 
-# Plots and service --------------------------------------------------------------------------------------
-
-
-def plot_backend(environ: Environment) -> str:
-    """MPLBACKEND asks for no window."""
-    value = environ.get("MPLBACKEND", "")
-    return f"MPLBACKEND={value}: plots go to files only" if value and value.lower() != "agg" else ""
-
-
-def plot_cache(environ: Environment) -> str:
-    """MPLCONFIGDIR, if it is set, can be written."""
-    value = environ.get("MPLCONFIGDIR", "")
-    return f"MPLCONFIGDIR={value} cannot be written" if value and not can_write(Path(value)) else ""
-
-
-def fallback_plot_cache(_: Environment) -> str | None:
-    """Return a folder for matplotlib's cache."""
-    folder = scratch_folder("plots")
-    return str(folder) if folder else None
+# Service -----------------------------------------------------------------------------------------------
 
 
 def ray(environ: Environment) -> str:

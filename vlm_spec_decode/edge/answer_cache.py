@@ -30,13 +30,16 @@ EARLY = 3
 class _CachedAnswer:
     frame: bytes
     history: tuple[str, ...]
-    hint: HintTree
+    tokens: Tokens
+    """The likeliest answer."""
+    tree: HintTree | None = None
+    """All of it, if not the tokens alone."""
     is_early: bool = False
 
     @property
-    def tokens(self) -> Tokens:
-        """The likeliest answer."""
-        return self.hint.best
+    def hint(self) -> HintTree:
+        """All that may be said, as a tree."""
+        return self.tree or HintTree.chain(self.tokens)
 
     def prior_index(self, frame: bytes, history: tuple[str, ...]) -> int:
         if self.is_early:
@@ -102,7 +105,9 @@ class AnswerCache:
             if known is not None:
                 self._learn(self.departure_rates[known.prior_index(frame, history)], tokens, known.hint)
         self._early = None
-        self._answers[observation.instruction] = _CachedAnswer(frame, history, hint or HintTree.chain(tokens))
+        self._answers[observation.instruction] = _CachedAnswer(
+            frame, history, hint.best if hint else tokens, hint
+        )
         while len(self._answers) > MAX_ANSWERS:
             self._answers.popitem(last=False)
 
@@ -117,7 +122,10 @@ class AnswerCache:
         before = self.early_hint(observation)
         if hint is None:
             hint = before if before.holds(tokens) else HintTree.chain(tokens)
-        self._early = observation.instruction, _CachedAnswer(*_key(observation), hint, is_early=True)
+        self._early = (
+            observation.instruction,
+            _CachedAnswer(*_key(observation), hint.best, hint, is_early=True),
+        )
 
     def _said_early(self, observation: Observation) -> _CachedAnswer | None:
         if self._early is None:

@@ -6,11 +6,10 @@ one is open.
 
 from __future__ import annotations
 
-import itertools
 import math
-import os
 import threading
 import time
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -62,7 +61,6 @@ class RosRobot(ConsoleRobot):
         self.state, self.video = ConsoleState(facts, clock), VideoFeed()
         self._node = node
         self._below = f"/{namespace.strip('/')}/" if namespace.strip("/") else ""
-        self._names = itertools.count(1)
         self._acks: dict[str, Ack] = {}
         self._acked = threading.Condition()
         self._report: AnswerReport | None = None
@@ -109,7 +107,7 @@ class RosRobot(ConsoleRobot):
 
     def instruct(self, instruction: str, *, approve: bool, queue: bool) -> None:
         """Request a mission, and wait until the VLM node has taken it. Raises InstructionError."""
-        name = f"page-{os.getpid()}-{next(self._names)}"
+        name = f"page-{uuid.uuid4().hex[:12]}"
         request = MissionRequest(instruction=instruction, mission=name, approve=approve, queue=queue)
         until_s = time.monotonic() + ACK_S
         while time.monotonic() < until_s:
@@ -158,6 +156,7 @@ class RosRobot(ConsoleRobot):
         future = client.call_async(SetBool.Request(data=yes))
         future.add_done_callback(lambda _: done.set())
         if not done.wait(REPLY_S):
+            client.remove_pending_request(future)
             raise RobotUnreachable(f"{who} has not answered to {client.srv_name}")
         response = future.result()
         if not response.success:

@@ -31,6 +31,10 @@ SILENCE_S = 0.25
 CHECK_S = 0.025
 """How often the silence is looked at."""
 
+STOP_AGAIN_S, MAX_STOPS = 0.2, 40
+"""Stops that are asked for within this time of one another are one; a page sends a second one after 0.25 s.
+So many may hang at once: five a second, as long as a ROS service is waited for."""
+
 COMMANDS_PER_S, COMMAND_BURST = 5.0, 20
 """Commands that one page may send, beside stops and the drive pad."""
 
@@ -91,14 +95,16 @@ class Page:
 class DeadMansSwitch:
     """Which page drives, and its last sign of life. The robot is stopped when it falls silent or is lost.
 
-    One page drives at a time. A thread of its own watches the silence, so that nothing else which this
-    process does can delay that.
+    One page drives at a time. A page that fell silent lets go before it drives again: what a stalled network
+    delivers late must not start the robot. A thread of its own watches the silence, so that nothing else
+    which this process does can delay that.
     """
 
     def __init__(self, robot: ConsoleRobot, clock: Clock, on_end: Callable[[Page, str], None]) -> None:
         self._robot, self._clock, self._on_end = robot, clock, on_end
         self._lock = threading.Lock()
         self._driver: Page | None = None
+        self._silent: set[int] = set()
         self._heard_s = 0.0
         self._driving, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._watch, name="dead man's switch", daemon=True)
@@ -110,8 +116,10 @@ class DeadMansSwitch:
         return self._driver
 
     def drive(self, page: Page, velocity: Velocity) -> bool:
-        """Pass a velocity on; False while another page drives."""
+        """Pass a velocity on; False while another page drives. Raises UsageError after a silence."""
         with self._lock:
+            if self._closing.is_set() or page.number in self._silent:
+                raise UsageError("the drive was ended: let the pad go first")
             if self._driver is not None and self._driver.number != page.number:
                 return False
             self._driver, self._heard_s = page, self._clock.now()
@@ -120,29 +128,44 @@ class DeadMansSwitch:
             return True
 
     def end(self, page: Page, why: str) -> None:
-        """Stop the robot if this page drives it."""
+        """Stop the robot if this page drives it; the page has let go."""
         with self._lock:
+            self._silent.discard(page.number)
             if self._driver is None or self._driver.number != page.number:
                 return
-            self._driver = None
-            self._driving.clear()
-            self._robot.end_drive()
+            self._let_go()
         self._on_end(page, why)
+
+    def _let_go(self) -> None:
+        self._robot.end_drive()
+        self._driver = None  # only now: where that failed, the thread tries again
+        self._driving.clear()
+
+    def _end_silence(self) -> None:
+        """Stop the robot if the page that drives it is silent."""
+        with self._lock:
+            driver = self._driver
+            if driver is None or self._clock.now() - self._heard_s <= SILENCE_S - CHECK_S:
+                return
+            self._silent.add(driver.number)
+            self._let_go()
+        self._on_end(driver, "the page fell silent")
 
     def close(self) -> None:
         """End the thread, and the drive. Idempotent."""
+        self._closing.set()  # first: from now on no drive begins
         if (driver := self._driver) is not None:
             self.end(driver, "the console ends")
-        self._closing.set()
         self._driving.set()
         self._thread.join(1.0)
 
     def _watch(self) -> None:
         while not self._closing.is_set():
             self._driving.wait()
-            driver = self._driver
-            if driver is not None and self._clock.now() - self._heard_s > SILENCE_S - CHECK_S:
-                self.end(driver, "the page fell silent")
+            try:
+                self._end_silence()
+            except Exception:  # whatever it is, this thread must go on watching
+                log.exception("dead man's switch")
             self._closing.wait(CHECK_S)
 
 
@@ -154,14 +177,17 @@ class CommandDesk:
         self._clock = clock
         self._limits: dict[int, RateLimit] = {}
         self.switch = DeadMansSwitch(robot, clock, self._on_drive_end)
-        self._stops = ThreadPoolExecutor(2, thread_name_prefix="console stop")
+        self._stops = ThreadPoolExecutor(MAX_STOPS, thread_name_prefix="console stop")
         self._stopping: Future[str] | None = None
+        self._stopping_s = -math.inf
+        self._ends = ThreadPoolExecutor(2, thread_name_prefix="console end")  # waits for no other command
         self._others = ThreadPoolExecutor(2, thread_name_prefix="console command")
 
     def close(self) -> None:
         """Stop what a page drives, and end the threads. Idempotent."""
         self.switch.close()
         self._stops.shutdown(wait=False)
+        self._ends.shutdown(wait=False)
         self._others.shutdown(wait=False)
 
     def leave(self, page: Page) -> None:
@@ -192,10 +218,14 @@ class CommandDesk:
             self._note(page, "drive", "begins")
 
     def stop(self, page: Page) -> Future[str]:
-        """Stop the robot now; a stop that is under way counts for everyone who asks meanwhile."""
-        stopping = self._stopping
-        if stopping is None or stopping.done():
+        """Stop the robot now; a stop that has just begun counts for everyone who asks meanwhile.
+
+        One that hangs does not: its reply may be lost, and the robot may have been released since.
+        """
+        stopping, now_s = self._stopping, self._clock.now()
+        if stopping is None or stopping.done() or now_s - self._stopping_s > STOP_AGAIN_S:
             stopping = self._stopping = self._stops.submit(self._stop, page)
+            self._stopping_s = now_s
         return stopping
 
     def command(self, page: Page, message: Mapping[str, Any]) -> Future[str]:
@@ -208,7 +238,10 @@ class CommandDesk:
             self._note(page, str(name), "refused: this page may only look", done=False)
             raise UsageError("this page may look, and stop, but not command")
         self.charge(page)
-        return self._others.submit(self._run, page, str(name), _told(message), work)
+        if name == "release":
+            self._stopping = None  # a stop that is asked for after this one is another one
+        threads = self._ends if name == "withdraw" else self._others
+        return threads.submit(self._run, page, str(name), _told(message), work)
 
     def charge(self, page: Page) -> None:
         """Count one command, or another request that costs something, of a page. Raises UsageError."""

@@ -6,10 +6,9 @@ long as the page's server, plans to the executor, everything reported to the pag
 
 from __future__ import annotations
 
-import itertools
 import logging
-import os
 import threading
+import uuid
 from collections.abc import Callable
 from functools import partial
 
@@ -72,7 +71,6 @@ class EdgeRobot(ConsoleRobot):
         self._camera_fault = ""
         self._lock = threading.RLock()
         self._wake, self._closing = threading.Event(), threading.Event()
-        self._names = itertools.count(1)
         self._mission, self._is_busy = "", False
         settings = settings or MissionSettings()
         self._service = MissionService(
@@ -102,12 +100,15 @@ class EdgeRobot(ConsoleRobot):
         for thread in self._threads:
             thread.start()
 
+    def halt(self) -> None:
+        """Stop the robot and take no more commands; waits for no lock and no page. Idempotent."""
+        self._closing.set()  # first: no plan is repeated any more
+        self._robot.end_steering()
+        self._service.send_empty_plan()
+
     def close(self) -> None:
         """Stop the robot, end the mission and all threads. Idempotent."""
-        self._robot.end_steering()
-        with self._lock:
-            self._service.send_empty_plan()
-        self._closing.set()
+        self.halt()
         self._wake.set()
         for thread in self._threads:
             if thread.is_alive():
@@ -118,9 +119,11 @@ class EdgeRobot(ConsoleRobot):
 
     def instruct(self, instruction: str, *, approve: bool, queue: bool) -> None:
         """Begin a mission, or queue it."""
+        if self._closing.is_set():
+            raise UsageError("the console ends")
         if self._robot.is_stopped:
             raise UsageError("the e-stop is engaged; release it first")
-        name = f"page-{os.getpid()}-{next(self._names)}"
+        name = f"page-{uuid.uuid4().hex[:12]}"
         request = MissionRequest(instruction=instruction, mission=name, approve=approve, queue=queue)
         with self._lock:
             if not (self._is_busy or self._service.is_connected):
@@ -157,7 +160,8 @@ class EdgeRobot(ConsoleRobot):
 
     def drive(self, velocity: Velocity) -> None:
         """Let a person steer."""
-        self._robot.steer(velocity)
+        if not self._closing.is_set():
+            self._robot.steer(velocity)
 
     def end_drive(self) -> None:
         """Stop the robot if a person steers it."""

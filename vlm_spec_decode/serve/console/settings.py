@@ -93,12 +93,14 @@ def serving(robots: Sequence[ConsoleRobot], settings: ConsoleSettings) -> Iterat
     check_exposure(address, keys)
     tls = tls_files(settings.tls_certificate, settings.tls_key)
     console = Console(robots, keys)
-    server = HttpServer(console.app, address, tls, LIMITS, websockets=True)
-    url = f"{server.url.partition('://')[0]}://{shown_host(address)}:{server.port}"
-    links = {right: f"{url}/#token={text}" for right, text in made.items()}
-    server.start()
+    server: HttpServer | None = None
     try:
+        server = HttpServer(console.app, address, tls, LIMITS, websockets=True)
+        url = f"{server.url.partition('://')[0]}://{shown_host(address)}:{server.port}"
+        links = {right: f"{url}/#token={text}" for right, text in made.items()}
+        server.start()
         yield ConsoleLinks(url, links.get(COMMAND), links.get(VIEW))
     finally:
         console.close()
-        server.close()
+        if server is not None:
+            server.close()

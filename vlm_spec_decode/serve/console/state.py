@@ -205,6 +205,9 @@ class ConsoleState:
         """Show the state of a mission, or without a mission that of the cloud."""
         fields = asdict(status)
         if not status.mission:
+            if status.state in END_STATES:  # a request was refused, which says nothing about the cloud
+                self.on_command("instruct", "a request", f"{status.reason}: {status.detail}", done=False)
+                return
             self._publish({"type": "cloud", **fields}, record=False)
             return
         with self._lock:
@@ -418,7 +421,12 @@ class ConsoleState:
 
 
 def _path(start: Pose, actions: Iterable[Action]) -> list[list[float]]:
-    """Return the poses of a plan, each x and y in metres and yaw in radians, the start first."""
+    """Return the poses of a plan, each x and y in metres and yaw in radians, the start first.
+
+    None from a pose that is no number, as odometry may say it: JSON has no such number.
+    """
+    if not all(map(math.isfinite, start)):
+        return []
     poses = [start, *(pose for pose, _ in waypoints(start, actions))]
     return [[round(number, 3) for number in pose] for pose in poses]
 

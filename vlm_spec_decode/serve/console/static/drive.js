@@ -24,6 +24,8 @@ export class DrivePad {
     addEventListener("keydown", (event) => this.onKey(event, true));
     addEventListener("keyup", (event) => this.onKey(event, false));
     addEventListener("blur", () => this.end());
+    addEventListener("contextmenu", () => this.end(), true);  // its menu takes the keyup
+    document.addEventListener("focusin", (event) => isTextField(event.target) && this.end());
     document.addEventListener("visibilitychange", () => document.hidden && this.end());
     addEventListener("pagehide", () => this.end());
   }
@@ -51,6 +53,11 @@ export class DrivePad {
   }
 
   onKey(event, isDown) {
+    // Some systems send no keyup for keys that are let go while one of these is down.
+    if (event.metaKey || event.ctrlKey || event.altKey || event.key === "Meta") {
+      this.end();
+      return;
+    }
     const direction = KEYS[event.code];
     if (!direction) return;
     if (!isDown) {
@@ -59,7 +66,6 @@ export class DrivePad {
     }
     const isOn = byId("key-drive").checked && !byId("key-drive").disabled;
     if (!isOn || isTextField(event.target) || event.target.matches("select, input[type=range]")) return;
-    if (event.ctrlKey || event.altKey || event.metaKey) return;
     event.preventDefault();
     if (!event.repeat) this.hold(event.code, direction);
   }

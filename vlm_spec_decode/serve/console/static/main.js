@@ -139,6 +139,10 @@ function backToNow() {
 
 function onWelcome(event) {
   live.clear();
+  // Nothing of another robot, or of a console that was here before, until the events that follow say so.
+  mission = "";
+  byId("decision").hidden = true;
+  onLiveSource({ source: "unknown" });
   if (!replay.isOn) clearPanels();
   map.facts = camera.facts = event.facts;
   may = new Set(event.may);
@@ -167,6 +171,7 @@ function onLiveSource(event) {
   panels.onSource(event);
   const was = isStopped;
   isStopped = event.source === "estop";
+  if (isStopped) pad.end();
   byId("stop").classList.toggle("engaged", isStopped);
   byId("stop").textContent = isStopped ? "STOPPED" : "STOP";
   byId("release").hidden = !isStopped;
@@ -281,6 +286,7 @@ addEventListener("click", (event) => {
 // Start -----------------------------------------------------------------------------------------------
 
 function open(token, robot) {
+  pad.end();
   if (connection) connection.close();
   replay.isOn && replay.end();
   connection = new Connection(token, robot, onEvents, onState);
