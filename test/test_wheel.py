@@ -18,7 +18,8 @@ from test.test_packaging import NAME, build, source  # noqa: F401 - the fixture
 from vlm_spec_decode import __version__
 
 ROOT = Path(__file__).parents[1]
-MAX_BYTES = 25_000_000
+MAX_BYTES = 27_000_000
+"""22 MB of it are models and the sample bag."""
 DEVELOPMENT = ("benchmarks", "test", "examples")
 
 pytestmark = [pytest.mark.slow, pytest.mark.alone, pytest.mark.net, pytest.mark.timeout(400)]

@@ -9,7 +9,7 @@ from vlm_spec_decode.ros import diagnostics
 from vlm_spec_decode.ros.subscriptions import fault_lines, guarded, guarded_timer, subscribe
 
 ROS = Path(__file__).parents[2] / "vlm_spec_decode" / "ros"
-ELSEWHERE = {"subscriptions.py": 1, "camera_sources.py": 1, "operator.py": 4, "recorder.py": 1}
+ELSEWHERE = {"subscriptions.py": 1, "camera_sources.py": 1, "operator.py": 3, "recorder.py": 1}
 """Unguarded: its own, one that keeps the message, a command's, and one of raw bytes."""
 
 

@@ -77,7 +77,6 @@ QUESTIONS = {
         "response_format": {"type": "json_schema", "json_schema": {"name": "a", "schema": SCHEMA}},
         "max_tokens": 60,
     },
-    "rejection": {"temperature": 1.0, "seed": 5, "extra_body": {"vsd": {"rule": "rejection"}}},
 }
 
 
@@ -88,6 +87,15 @@ def test_the_cloud_says_what_the_same_models_say_here(rig: Rig, name: str) -> No
     assert far.model == near.model == Path(rig.far_server.endpoint.names.target).name
     assert far.vsd["verified"] is True
     assert far.usage.vsd["uplink_bytes"] > 0
+
+
+def test_by_rejection_the_answer_depends_on_the_drafts_and_is_verified_all_the_same(rig: Rig) -> None:
+    """Its law is that of the target, its tokens are not those of another run, in which others were drafted."""
+    asked = {"temperature": 1.0, "seed": 5, "extra_body": {"vsd": {"rule": "rejection"}}}
+    found = rig.far.chat(**asked)
+    assert found.choices[0].message.content
+    assert found.vsd["verified"] is True
+    assert found.vsd["rule"] == "rejection"
 
 
 def test_what_the_cloud_cannot_do_is_a_client_error(rig: Rig) -> None:

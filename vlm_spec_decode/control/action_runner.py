@@ -478,7 +478,14 @@ class ActionRunner:
 
 
 def _jump(before: RobotState, state: RobotState) -> str:
-    """Return how far the odometry has jumped from one state to the next, in words; "" if it has not."""
+    """Return how far the odometry has jumped from one state to the next, in words; "" if it has not.
+
+    From or to a pose that is no number nobody knows how far it was: that counts as a jump.
+    """
+    if not all(
+        map(math.isfinite, (before.x_m, before.y_m, before.yaw_rad, state.x_m, state.y_m, state.yaw_rad))
+    ):
+        return "the odometry is or was no number"
     was = Pose2D(before.x_m, before.y_m, before.yaw_rad)
     moved = Pose2D(state.x_m, state.y_m, state.yaw_rad).seen_from(was)
     if not has_jumped(moved, max(0.0, state.stamp_s - before.stamp_s), JUMP_M, JUMP_RAD):
