@@ -216,13 +216,14 @@ async function command(name, fields, done = "") {
 async function stop() {
   pad.end();
   if (!connection) return;
-  byId("stop").classList.add("engaged");
+  // It looks engaged only when the robot's side says so.
+  if (!isStopped) byId("stop").textContent = "STOPPING…";
   try {
     announce(`Stopped: ${await connection.stop()}`);
   } catch (error) {
-    byId("stop").classList.toggle("engaged", isStopped);
     banner(`The stop may not have reached the robot: ${error.message}`);
   }
+  byId("stop").textContent = isStopped ? "STOPPED" : "STOP";
 }
 
 byId("stop").addEventListener("pointerdown", (event) => {
