@@ -90,7 +90,7 @@ def test_the_cloud_says_what_the_same_models_say_here(rig: Rig, name: str) -> No
 
 
 def test_by_rejection_the_answer_depends_on_the_drafts_and_is_verified_all_the_same(rig: Rig) -> None:
-    """Its law is that of the target, its tokens are not those of another run, in which others were drafted."""
+    """Its law is that of the target; its tokens are not those of a run in which others were drafted."""
     asked = {"temperature": 1.0, "seed": 5, "extra_body": {"vsd": {"rule": "rejection"}}}
     found = rig.far.chat(**asked)
     assert found.choices[0].message.content
