@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import itertools
 import math
-import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any, Literal, TypeAlias
+
+from lib.virtual_condition import VirtualCondition
 
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
@@ -117,21 +118,6 @@ class Standstills:
         elif walks:
             self.count += self._stood and number != self._last
             self._last, self._stood = number, False
-
-
-class VirtualCondition(threading.Condition):
-    """A condition on which waiting lets virtual time pass, on the caller's thread."""
-
-    def __init__(self, clock: VirtualClock, advance: Callable[[], None]) -> None:
-        super().__init__()
-        self._clock, self._advance = clock, advance
-
-    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
-        """Advance until the predicate holds or the time is over; return its value."""
-        until_s = math.inf if timeout is None else self._clock.now() + timeout
-        while not (found := predicate()) and self._clock.now() < until_s:
-            self._advance()
-        return found
 
 
 class VirtualEvents(MissionEvents):

@@ -10,11 +10,10 @@ from __future__ import annotations
 
 import math
 import random
-import threading
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from typing import Any
 
+from lib.virtual_condition import VirtualCondition
 from robot_answers import EarlyAnswers, Looks, OpenAnswer, Piece, any_motion, commit_of
 
 from vlm_spec_decode.actions.limits import SafetyLimits
@@ -126,21 +125,6 @@ class JumpingRobot(FakeRobot):
         )
 
 
-class Ticking(threading.Condition):
-    """Waiting lets the world go on, on the caller's thread."""
-
-    def __init__(self, clock: VirtualClock, tick: Callable[[], None]) -> None:
-        super().__init__()
-        self._clock, self._tick = clock, tick
-
-    def wait_for(self, predicate: Callable[[], Any], timeout: float | None = None) -> Any:
-        """Tick until the predicate holds or the time is over; return its value."""
-        until_s = math.inf if timeout is None else self._clock.now() + timeout
-        while not (found := predicate()) and self._clock.now() < until_s:
-            self._tick()
-        return found
-
-
 class World:
     """One robot, one thing in its room, one mission at a time. `tick` lets one control period pass."""
 
@@ -151,7 +135,7 @@ class World:
         self.robot.start()
         self.limits = SafetyLimits()
         self.executor = Executor(self.robot, SafetyGate(self.limits), self.clock, runner=InlineCallRunner())
-        self.events = MissionEvents(self.clock, Ticking(self.clock, self.tick))
+        self.events = MissionEvents(self.clock, VirtualCondition(self.clock, self.tick))
         self.runner = MissionRunner(self.events, self.hear, self.clock.now, config, EarlyAnswers(self))
         bearing_rad, far_m = rng.uniform(-math.pi, math.pi), rng.uniform(1.2, 4.0)
         self.thing = (far_m * math.cos(bearing_rad), far_m * math.sin(bearing_rad))

@@ -3,27 +3,18 @@
 from __future__ import annotations
 
 import random
-import sys
-from pathlib import Path
 
 import pytest
 
+from test.benchmark_module import benchmark
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.types import Forward, Look, Turn, Wait
 from vlm_spec_decode.core.robot import RobotState
 
-FOLDER = str(Path(__file__).parents[2] / "benchmarks")
-
 
 @pytest.fixture(scope="module")
 def gate():
-    sys.path.insert(0, FOLDER)
-    try:
-        import robot_gate
-
-        yield robot_gate
-    finally:
-        sys.path.remove(FOLDER)
+    return benchmark("robot_gate")
 
 
 def test_no_plan_gets_through_beyond_a_limit(gate) -> None:
@@ -68,10 +59,8 @@ def test_garbled_plans_are_garbled(gate) -> None:
 
 
 @pytest.fixture(scope="module")
-def start(gate):
-    import robot_start
-
-    return robot_start
+def start():
+    return benchmark("robot_start")
 
 
 def test_starts_on_drafts_that_err_are_late_or_stand_before_something_stay_within_their_bars(start) -> None:

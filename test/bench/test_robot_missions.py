@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-pytestmark = pytest.mark.ros
+from test.benchmark_module import benchmark
 
-FOLDER = str(Path(__file__).parents[2] / "benchmarks")
+pytestmark = pytest.mark.ros
 
 
 @pytest.fixture(scope="module")
 def missions() -> ModuleType:
-    sys.path.insert(0, FOLDER)
-    try:
-        import robot_missions
-
-        return robot_missions
-    finally:
-        sys.path.remove(FOLDER)
+    return benchmark("robot_missions")
 
 
 def row(total_s: float, waited_s: float, **other: object) -> dict[str, object]:

@@ -5,28 +5,19 @@ from __future__ import annotations
 
 import math
 import random
-import sys
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from test.benchmark_module import benchmark
 from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.actions.types import Forward, Turn
 from vlm_spec_decode.control.action_runner import ODOMETRY_JUMP
 
-FOLDER = str(Path(__file__).parents[2] / "benchmarks")
-
 
 @pytest.fixture(scope="module")
 def faults() -> ModuleType:
-    sys.path.insert(0, FOLDER)
-    try:
-        import robot_faults
-
-        return robot_faults
-    finally:
-        sys.path.remove(FOLDER)
+    return benchmark("robot_faults")
 
 
 def test_nothing_that_must_not_happen_does_in_any_way_to_wait_less(faults: ModuleType) -> None:

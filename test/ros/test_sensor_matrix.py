@@ -1,26 +1,17 @@
 """The benchmark's matrix of degenerate messages in small, and that it finds what takes blind for free."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
+from test.benchmark_module import benchmark
 from vlm_spec_decode.ros import obstacle_sensors as surroundings
 from vlm_spec_decode.ros import range_processing as obstacles
 
-FOLDER = str(Path(__file__).parents[2] / "benchmarks")
 pytestmark = pytest.mark.ros
 
 
 @pytest.fixture(scope="module")
 def matrix():
-    sys.path.insert(0, FOLDER)
-    try:
-        import hardening_sensors
-
-        yield hardening_sensors
-    finally:
-        sys.path.remove(FOLDER)
+    return benchmark("hardening_sensors")
 
 
 def test_every_sixth_message_leaves_the_robot_standing_and_the_node_alive(matrix):

@@ -3,35 +3,25 @@
 from __future__ import annotations
 
 import random
-import sys
 from dataclasses import asdict
-from pathlib import Path
 from types import ModuleType
 
 import pytest
 
+from test.benchmark_module import benchmark
 from test.physical_body import needs_physical_body
-
-FOLDER = str(Path(__file__).parents[2] / "benchmarks")
 
 
 @pytest.fixture(scope="module", name="bodies")
 def _bodies() -> ModuleType:
-    sys.path.insert(0, FOLDER)
-    try:
-        import bodies
-        import bodies_tables  # noqa: F401
-
-        return bodies
-    finally:
-        sys.path.remove(FOLDER)
+    return benchmark("bodies")
 
 
 @pytest.mark.sim
 def test_every_figure_of_a_body_is_measured_and_in_the_table(bodies: ModuleType) -> None:
     found = bodies.measure(["kinematic"], 1)
     assert all(figure.holds for figure in found), found
-    tables = sys.modules["bodies_tables"]
+    tables = benchmark("bodies_tables")
     assert {figure.name.removeprefix("kinematic_") for figure in found} == set(tables.MEANINGS)
     document = {"figures": [asdict(figure) | {"holds": figure.holds} for figure in found]}
     assert tables.bodies_table(document).count("\n") == 1 + len(tables.MEANINGS)

@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 from vlm_spec_decode.actions.parser import parse_action
-from vlm_spec_decode.actions.types import MOTIONS, Action, Done, Forward, Strafe, Turn, format_action
+from vlm_spec_decode.actions.reprojection import end_of
+from vlm_spec_decode.actions.types import MOTIONS, Action, Done, format_action
 from vlm_spec_decode.core.errors import ActionParseError
+from vlm_spec_decode.core.pose import Pose2D
 
 MAX_JSON_CHARS = 32_768
 MAX_NAME_CHARS = 128
@@ -262,14 +264,8 @@ Pose: TypeAlias = tuple[float, float, float]
 
 def waypoints(start: Pose, actions: Iterable[Action]) -> list[tuple[Pose, Action]]:
     """Return the body's pose after each action, beginning at `start`."""
-    x, y, yaw = start
-    found = []
+    at, found = Pose2D(*start), []
     for action in actions:
-        if isinstance(action, Forward):
-            x, y = x + action.distance_m * math.cos(yaw), y + action.distance_m * math.sin(yaw)
-        elif isinstance(action, Strafe):
-            x, y = x - action.distance_m * math.sin(yaw), y + action.distance_m * math.cos(yaw)
-        elif isinstance(action, Turn):
-            yaw += math.radians(action.angle_deg)
-        found.append(((x, y, yaw), action))
+        at = end_of(at, action)
+        found.append(((at.x_m, at.y_m, at.yaw_rad), action))
     return found

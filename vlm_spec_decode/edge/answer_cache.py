@@ -95,19 +95,14 @@ class AnswerCache:
         best = max(known, key=lambda hint: hint.expected)
         return best.message(answer) if best.tokens else None
 
-    def add(self, observation: Observation, tokens: Tokens, hint: HintTree | None = None) -> None:
-        """Store a finished answer; update the departure rates from where it departed from what was known.
-
-        `hint` is what it makes for later frames, if not the tokens alone.
-        """
+    def add(self, observation: Observation, tokens: Tokens) -> None:
+        """Store a finished answer; update the departure rates from where it departed from what was known."""
         frame, history = _key(observation)
         for known in (self._said_early(observation), self._answers.pop(observation.instruction, None)):
             if known is not None:
                 self._learn(self.departure_rates[known.prior_index(frame, history)], tokens, known.hint)
         self._early = None
-        self._answers[observation.instruction] = _CachedAnswer(
-            frame, history, hint.best if hint else tokens, hint
-        )
+        self._answers[observation.instruction] = _CachedAnswer(frame, history, tokens)
         while len(self._answers) > MAX_ANSWERS:
             self._answers.popitem(last=False)
 

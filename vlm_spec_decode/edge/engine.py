@@ -442,7 +442,8 @@ class Engine:
                 with self._lock:
                     self._previous = sequence.tokens
                     self._answer_cache.add(request.observation, sequence.tokens)
-                ends = token_ends(self._codec, sequence.tokens, text)
+                # Not for free text, which may be long: it is a decode for each token.
+                ends = () if config.free_text else token_ends(self._codec, sequence.tokens, text)
                 result = _result(sequence, text, ends, config, trace, first_token_s, actions_at_s, usage)
             yield AnswerUpdate(
                 answer=request.answer, tokens=tokens, text=text, actions=actions, usage=usage, result=result

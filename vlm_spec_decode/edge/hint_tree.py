@@ -67,7 +67,7 @@ class HintTree:
 
     def holds(self, tokens: Tokens) -> bool:
         """Whether `tokens` are the beginning of one of its answers."""
-        return len([*self.along(tokens)]) == len(tokens) and all(n for _, n in self.along(tokens))
+        return sum(node is not None for _, node in self.along(tokens)) == len(tokens)
 
     def along(self, tokens: Tokens) -> Iterator[tuple[Sequence[HintNode], HintNode | None]]:
         """Yield for each token of an answer what might have come there, and which of it came, if any did.

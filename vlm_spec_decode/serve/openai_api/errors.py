@@ -142,18 +142,13 @@ def api_error(error: BaseException) -> ApiError:
             return wrong("response_format", str(error), "invalid_grammar")
         case InstructionError():
             return wrong("messages", str(error), "unsupported_messages")
-        case ModelError():
-            logging.getLogger(__name__).error("a request has failed: %s", error)
-            return ApiError(500, "the server has failed at this request", kind=SERVER, code="internal_error")
-        case UsageError():
+        case UsageError() if not isinstance(error, ModelError):
             return ApiError(400, str(error), code="invalid_value")
         case ActionParseError():
             return ApiError(500, str(error), kind=SERVER, code="no_action")
-        case VsdError():
-            # Its text may name folders and settings, which are for who runs the server.
-            logging.getLogger(__name__).error("an answer has failed: %s", error)
-            return ApiError(500, "the server has failed at this request", kind=SERVER, code="internal_error")
-    logging.getLogger(__name__).error("a request has failed: %s", describe_internal_error(error))
+    # Its text may name folders and settings, which are for who runs the server.
+    told = error if isinstance(error, VsdError) else describe_internal_error(error)
+    logging.getLogger(__name__).error("a request has failed: %s", told)
     return ApiError(500, "the server has failed at this request", kind=SERVER, code="internal_error")
 
 
