@@ -17,7 +17,7 @@ from vlm_spec_decode.decoding.tree import SpeculationTree
 from vlm_spec_decode.edge.answer_cache import PRIORS, AnswerCache
 from vlm_spec_decode.edge.draft_ahead import DraftAhead
 from vlm_spec_decode.edge.engine import Engine
-from vlm_spec_decode.edge.hint_tree import RANKS, WORD, HintNode, HintTree, number_ranks
+from vlm_spec_decode.edge.hint_tree import RANKS, HintNode, HintTree, number_ranks
 from vlm_spec_decode.edge.told_numbers import ToldNumbers, neighbours_m, rounded_m
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.strategies.base import EdgeConfig
@@ -42,7 +42,7 @@ class WordCodec:
 def number(*tokens: int, below: HintTree | None = None) -> HintTree:
     """A place at which one of `tokens` stands, likeliest first, with the same rest below each."""
     rest = list(below.top) if below else []
-    return HintTree(tuple(HintNode(token, 0.3, rank, rest) for rank, token in enumerate(tokens)))
+    return HintTree(tuple(HintNode(token, 0.3, (rank,), rest) for rank, token in enumerate(tokens)))
 
 
 def after(tokens: Tokens, below: HintTree) -> HintTree:
@@ -164,7 +164,7 @@ def _hostile(rng: random.Random, plain: Tokens, depth: int) -> list[HintNode]:
     tokens = {plain[depth] if rng.random() < 0.7 else rng.randrange(20), rng.randrange(20)}
     is_number = rng.random() < 0.4
     return [
-        HintNode(token, rng.random(), rank if is_number else WORD, _hostile(rng, plain, depth + 1))
+        HintNode(token, rng.random(), (rank,) if is_number else (), _hostile(rng, plain, depth + 1))
         for rank, token in enumerate(rng.sample(sorted(tokens), rng.randint(1, len(tokens))))
     ]
 
@@ -241,7 +241,7 @@ def test_what_follows_each_distance_of_the_question_is_drafted() -> None:
     assert WordCodec().decode(best) == "ahead at 1.6 m ( forward"
     (first,) = ahead.hint().top
     numbers = first.children[0].children
-    assert {WORDS[each.token]: each.rank for each in numbers} == {"1.6": 0, "1.4": 1, "1.8": 2}
+    assert {WORDS[each.token]: each.ranks for each in numbers} == {"1.6": (0,), "1.4": (1,), "1.8": (2,)}
     assert [WORDS[each.children[0].token] for each in numbers] == ["m", "m", "m"]
 
 
@@ -269,3 +269,136 @@ def test_what_was_said_before_is_offered_where_the_draft_comes_to_it() -> None:
     tree.advance(WordCodec().encode("ahead at 1.6"))
     lookup.offer(tree, Scripted())  # type: ignore[arg-type]
     assert lookup.trust.value > before
+
+
+# Distances that are spelled digit by digit ----------------------------------------------------------------
+
+PIECES = ("ahead", " at", " m", " forward(", ".", *(f" {n}" for n in range(10)), *(str(n) for n in range(10)))
+
+
+class DigitCodec:
+    """A digit a token, with its space or without, as byte-level vocabularies have them."""
+
+    def encode(self, text: str) -> Tokens:
+        ids = []
+        while text:
+            piece = max((p for p in PIECES if text.startswith(p)), key=len)
+            ids.append(PIECES.index(piece))
+            text = text[len(piece) :]
+        return tuple(ids)
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        return "".join(PIECES[token] for token in tokens)
+
+
+class SpelledDraft(Scripted):
+    """A draft model that says "ahead at 2.4 m forward(2.4", by how much has been said."""
+
+    SAYS = DigitCodec().encode("ahead at 2.4 m forward(2.4")
+
+    def choose(self, prefix: Tokens, tree: tuple[Tokens, Tokens], *, rows: Tokens) -> np.ndarray:
+        tokens, parents = tree
+        depth = [0]
+        for parent in parents:
+            depth.append(depth[parent] + 1)
+        logits = np.zeros((len(rows), len(PIECES)), np.float32)
+        for place, row in enumerate(rows):
+            words = [tokens[i - 1] for i in _rows_up(parents, row)]
+            # After the unit it goes on with the call, wherever that comes.
+            if words[-1:] == [PIECES.index(" m")]:
+                said = PIECES.index(" forward(")
+            else:
+                said = self.SAYS[min(depth[row], len(self.SAYS) - 1)]
+            logits[place, said] = 9.0
+        return logits
+
+
+def _rows_up(parents: Sequence[int], row: int) -> list[int]:
+    up: list[int] = []
+    while row:
+        up.append(row)
+        row = parents[row - 1]
+    return up[::-1]
+
+
+def spelled_numbers(instruction: str = "go to the box", walks_m: float = 0.0) -> ToldNumbers:
+    return ToldNumbers(DigitCodec(), instruction, walks_m)
+
+
+@pytest.mark.parametrize(
+    ("text", "behind", "found"),
+    [
+        ("ahead at 2.4", " m", (3, 2.4)),
+        ("ahead at 2", " m", (1, 2.0)),
+        ("ahead at 2", "4", None),
+        ("ahead at 2", ".", None),
+        ("ahead at 2", " at", None),
+        ("ahead at 1.25", " m", (4, 1.25)),
+        ("ahead at", " m", None),
+    ],
+)
+def test_a_distance_is_read_where_its_spelling_ends(
+    text: str, behind: str, found: tuple[int, float] | None
+) -> None:
+    codec = DigitCodec()
+    (following,) = codec.encode(behind)
+    assert spelled_numbers().spelled_m(codec.encode(text), following) == found
+    assert ToldNumbers(codec, "", is_read=False).spelled_m(codec.encode(text), following) is None
+    if found:
+        named = f"stop {text.rsplit(maxsplit=1)[-1]} m before it"
+        assert spelled_numbers(named).spelled_m(codec.encode(text), following) is None
+
+
+@pytest.mark.parametrize(
+    ("old", "told_m", "new"),
+    [(" 2.4", 2.0, " 2"), (" 2.0", 1.0, " 1.0"), (" 2", 1.8, " 1.8"), ("2", 3.0, "3")],
+)
+def test_another_distance_is_spelled_as_the_old_one_was(old: str, told_m: float, new: str) -> None:
+    codec = DigitCodec()
+    before = codec.encode("ahead at")
+    assert spelled_numbers().spelling(before, codec.encode(old), told_m) == codec.encode(new)
+
+
+def test_what_follows_each_spelled_distance_of_the_question_is_drafted() -> None:
+    ahead = DraftAhead(
+        drafter=SpelledDraft(),  # type: ignore[arg-type]
+        config=EdgeConfig(answer=0, params=SamplingParams(max_tokens=10)),
+        numbers=spelled_numbers(walks_m=0.4),
+    )
+    *_, best = ahead.steps()
+    codec = DigitCodec()
+    assert codec.decode(best).startswith("ahead at 2 m forward(")
+    hint = ahead.hint()
+    for said in ("ahead at 2 m forward(", "ahead at 1.8 m forward(", "ahead at 2.2 m forward("):
+        assert hint.holds(codec.encode(said)), said
+    assert not hint.holds(codec.encode("ahead at 2.4 m")), "that was seen before the walk"
+    (first,) = hint.top
+    digits = {PIECES[each.token]: each for each in first.children[0].children}
+    assert {text: each.ranks for text, each in digits.items()} == {" 2": (0, 2), " 1": (1,)}
+    assert {PIECES[each.token]: each.ranks for each in digits[" 2"].children} == {" m": (0,), ".": (2,)}
+    # As a pass sees it, each candidate is as likely as its rank, however many tokens it has.
+    weighed = hint.weighed(1.0, number_ranks(), 0.01)
+    chance = {0: 1.0}
+    paths = {0: ""}
+    for number, (token, parent) in enumerate(zip(weighed.tokens, weighed.parents, strict=True), 1):
+        chance[number] = chance[parent] * weighed.chances[number - 1]
+        paths[number] = paths[parent] + PIECES[token]
+    reached = {paths[number]: chance[number] for number in chance}
+    for said, rank in (("ahead at 2 m", 0), ("ahead at 1.8 m", 1), ("ahead at 2.2 m", 2)):
+        assert reached[said] == pytest.approx(reached["ahead at"] * RANKS[rank], rel=0.01)
+
+
+@pytest.mark.parametrize(("said", "right"), [("2 m", 0), ("1.8 m", 1), ("2.2 m", 2), ("1.6 m", None)])
+def test_how_often_each_spelled_candidate_was_right_is_learned(said: str, right: int | None) -> None:
+    codec, cache = DigitCodec(), AnswerCache()
+    ahead = DraftAhead(
+        drafter=SpelledDraft(),  # type: ignore[arg-type]
+        config=EdgeConfig(answer=0, params=SamplingParams(max_tokens=10)),
+        numbers=spelled_numbers(walks_m=0.4),
+    )
+    *_, best = ahead.steps()
+    cache.add_early(asked(), best, ahead.hint())
+    cache.add(asked(), codec.encode(f"ahead at {said} forward("))
+    learned = [rate.value - prior for rate, prior in zip(cache.ranks, RANKS, strict=True)]
+    for rank in range(3):
+        assert (learned[rank] > 0) is (rank == right), learned

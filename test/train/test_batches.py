@@ -20,6 +20,7 @@ from vlm_spec_decode.train.batches import (
     distil_loss,
     image_features,
     logits_of,
+    moving,
     pack_ids,
     to_pixels,
 )
@@ -105,3 +106,21 @@ def test_the_processor_loads_as_llavas_own() -> None:
     )
     inputs = processor(images=PilImage.fromarray(frame()), text=text, return_tensors="pt")
     assert int((inputs["input_ids"] == processor.image_token_id).sum()) == 64
+
+
+def test_a_moving_camera_blurs_sideways_and_keeps_things_where_they_are() -> None:
+    """What a patch shows is still in it: things move by a few pixels of the patch's sixteen at most."""
+    image = np.zeros((128, 128, 3), np.uint8)
+    image[56:72, 56:72] = 240
+    rng = np.random.default_rng(3)
+    seen = [moving(rng, image) for _ in range(60)]
+    for one in seen:
+        rows, columns = np.nonzero(one[..., 0] > 60)
+        assert abs(rows.mean() - 63.5) < 8
+        assert abs(columns.mean() - 63.5) < 5
+    assert len({one.tobytes() for one in seen}) == 60
+    widths = [int((one[..., 0] > 20).any(0).sum()) for one in seen]
+    heights = [int((one[..., 0] > 20).any(1).sum()) for one in seen]
+    assert max(widths) > 18 >= max(heights), "blurred sideways only"
+    again = np.random.default_rng(3)
+    assert np.array_equal(seen[0], moving(again, image))

@@ -8,11 +8,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import AttentionInterface, LlamaConfig, LlamaForCausalLM
 
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.train import hardware
 from vlm_spec_decode.train.config import TextConfig
-from vlm_spec_decode.train.hardware import Hardware, measured, pick_device
+from vlm_spec_decode.train.hardware import ATTENTION, Hardware, measured, pick_device
 from vlm_spec_decode.train.text import run_text
 from vlm_spec_decode.train.training_state import load_checkpoint
 
@@ -79,3 +80,21 @@ def test_a_whole_training_measures_for_itself(tmp_path: Path) -> None:
     assert record["precision"] in {"float32", "bfloat16"}
     assert all(took > 0 for took in record["step_ms"].values())
     assert len(record["step_ms"]) == 2
+
+
+def test_attention_of_a_forward_pass_in_bfloat16_is_computed_in_float32() -> None:
+    """Its inputs are rounded to bfloat16, its sums are not, and gradients come back in bfloat16."""
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=8, hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=32
+    )
+    module = LlamaForCausalLM._from_config(config, attn_implementation=ATTENTION).model.layers[0].self_attn
+    attend = AttentionInterface()[ATTENTION]
+    rounded = [torch.randn(1, 2, 5, 16).bfloat16().requires_grad_() for _ in range(3)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = attend(module, *rounded, None, scaling=0.25)
+    exact, _ = attend(module, *(one.float() for one in rounded), None, scaling=0.25)
+    assert found.dtype == torch.bfloat16
+    assert torch.equal(found, exact.bfloat16())
+    found.sum().backward()
+    assert all(one.grad is not None and one.grad.dtype == torch.bfloat16 for one in rounded)

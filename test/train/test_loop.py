@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
+from transformers import LlavaForConditionalGeneration
 
 from vlm_spec_decode.models.tiny import IMAGE_PX, UNK_ID
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
@@ -19,7 +20,7 @@ from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.frames import MAX_OBJECTS, Column, open_frames
 from vlm_spec_decode.train.hardware import WorkerGroup
 from vlm_spec_decode.train.loop import _set_rates, _update, fit_heads, run_train, tokenizer
-from vlm_spec_decode.train.training_state import _grow, load_checkpoint, new_training_state
+from vlm_spec_decode.train.training_state import _grow, load_checkpoint, load_finished, new_training_state
 
 
 @pytest.fixture
@@ -118,3 +119,16 @@ def test_a_finished_model_whose_eye_goes_on_gets_heads_that_read_it_once(
     for steps in (1, 2):
         run_train(replace(on, steps=steps))
     assert calls == [8] * fitted
+
+
+def test_a_finished_models_vision_tower_is_taken_over_without_its_words(frames: Path, tmp_path: Path) -> None:
+    """Also by a model of another vocabulary; its heads are fitted once, if the tower goes on."""
+    config = TrainConfig("draft", frames, tmp_path / "one", eye_steps=1, steps=1, batch=2, dialogues=2)
+    run_train(config)
+    state = new_training_state(TrainConfig("target", seed=9), 50)
+    words = state.model.lm_head.weight.clone()
+    state.load_vision_tower(config.out)
+    one = load_finished(LlavaForConditionalGeneration, config.out)
+    for name, weights in one.model.vision_tower.state_dict().items():
+        assert torch.equal(weights, state.model.model.vision_tower.state_dict()[name])
+    assert torch.equal(words, state.model.lm_head.weight)

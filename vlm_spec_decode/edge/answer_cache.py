@@ -12,7 +12,7 @@ from collections import OrderedDict
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.types import DraftMessage, Observation, Tokens
-from vlm_spec_decode.edge.hint_tree import WORD, HintTree, WeighedHint, number_ranks
+from vlm_spec_decode.edge.hint_tree import HintTree, WeighedHint, number_ranks
 from vlm_spec_decode.strategies.estimators import RunningMean
 
 MAX_ANSWERS = 64
@@ -137,12 +137,17 @@ class AnswerCache:
     def _learn(self, rate: RunningMean, tokens: Tokens, expected: HintTree) -> None:
         """Learn from each token of an answer whether the hint had it there, and as which candidate."""
         for candidates, found in expected.along(tokens):
-            if candidates[0].rank == WORD:
+            if not candidates[0].ranks:
                 rate.learn(float(found is None))
                 continue
-            for candidate in candidates:
-                if candidate.rank != WORD:
-                    self.ranks[candidate.rank].learn(float(candidate is found))
+            begun = {rank for candidate in candidates for rank in candidate.ranks}
+            right = set(found.ranks) if found else set()
+            for rank in begun - right:
+                self.ranks[rank].learn(0.0)
+            if found and not any(child.ranks for child in found.children):
+                # The number ends here: no other candidate can follow.
+                for rank in right:
+                    self.ranks[rank].learn(1.0)
 
 
 def _key(observation: Observation) -> tuple[bytes, tuple[str, ...]]:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.ports import Drafter
 from vlm_spec_decode.core.types import Tokens
-from vlm_spec_decode.edge.hint_tree import WORD, HintNode, HintTree
+from vlm_spec_decode.edge.hint_tree import HintNode, HintTree
 from vlm_spec_decode.edge.told_numbers import ToldNumbers
 from vlm_spec_decode.strategies.base import EdgeConfig, forced_run
 from vlm_spec_decode.strategies.hybrid.draft_tree import DraftTree, TreeNode
@@ -46,7 +46,10 @@ class DraftAhead:
     numbers: ToldNumbers
     known: HintTree = field(default_factory=HintTree)
     _tree: DraftTree = field(init=False)
-    _ranked: dict[int, dict[int, int]] = field(default_factory=dict)
+    _ranked: dict[int, dict[int, tuple[int, ...]]] = field(default_factory=dict)
+    """The candidates for a number that go on with a token, by the node before it."""
+    _ends: list[list[TreeNode]] = field(default_factory=list)
+    """For each number the ends of its candidates, the likeliest first."""
 
     def __post_init__(self) -> None:
         record = self.config.record
@@ -69,22 +72,23 @@ class DraftAhead:
         """Return what has been drafted; () before the first step."""
         root = HintNode(token=-1)
         waiting = [(self._tree.root, root, 1.0)] if self._tree.root.expanded else []
-        told = list[HintNode]()
+        made = dict[int, HintNode]()
         while waiting:
             node, hint, weight = waiting.pop()
             ranks = self._ranked.get(id(node), {})
-            told += [hint] if ranks else []
             for child in sorted(node.children.values(), key=lambda each: -each.log_prob):
                 chance = math.exp(child.log_prob)
                 # The likeliest answer is kept to its end.
                 if weight * chance < KEPT and (hint.children or child.log_prob <= UNLIKELY):
                     break
-                hint.children.append(HintNode(child.token, chance, ranks.get(child.token, WORD)))
-                waiting.append((child, hint.children[-1], weight * chance))
-        for place in told:
+                made[id(child)] = HintNode(child.token, chance, ranks.get(child.token, ()))
+                hint.children.append(made[id(child)])
+                waiting.append((child, made[id(child)], weight * chance))
+        for ends in self._ends:
             # A distance below which nothing has been drafted is followed by what follows the likeliest one.
-            rest = next((each.children for each in place.children if each.children), [])
-            for each in place.children:
+            places = [made[id(end)] for end in ends if id(end) in made]
+            rest = next((each.children for each in places if each.children), [])
+            for each in places:
                 each.children = each.children or rest
         return HintTree(tuple(root.children))
 
@@ -131,17 +135,65 @@ class DraftAhead:
             child = self._tree.offer(child, token, 0.0)
 
     def _tell_distances(self, node: TreeNode) -> None:
-        """Take the way off the distances drafted after `node`, so that the ones of the question are there."""
-        if not self.numbers.is_described(node.path()):
+        """Take the way off a distance drafted at `node`, so that those of the question are there."""
+        before = node.path()
+        if not self.numbers.is_described(before):
             return
-        drafted = {t: math.exp(c.log_prob) for t, c in node.children.items() if c.log_prob > UNLIKELY}
-        told = self.numbers.candidates(drafted)
-        whole = sum(told.values())
-        if whole < NUMBERS:
+        told = self.numbers.candidates(_drafted(node))
+        if sum(told.values()) >= NUMBERS:
+            self._branch(node, {(token,): chance for token, chance in told.items()})
+        elif not told:
+            self._tell_spelled(node, before)
+
+    def _tell_spelled(self, end: TreeNode, before: Tokens) -> None:
+        """The same for a distance of several tokens, or of a digit and its unit, that `end` completes."""
+        spelled = self.numbers.spelled_m(before, end.choice)
+        if spelled is None or end.parent is None:
             return
-        for child in node.children.values():
-            child.log_prob = min(child.log_prob, UNLIKELY)
-        for token, chance in told.items():
-            self._tree.offer(node, token, math.log(chance / whole))
-        node.choice = next(iter(told))
-        self._ranked[id(node)] = {token: rank for rank, token in enumerate(told)}
+        count = spelled[0]
+        start, chance = end.parent, 1.0
+        for _ in range(count - 1):
+            assert start.parent is not None
+            start, chance = start.parent, chance * math.exp(start.log_prob)
+        if id(start) in self._ranked:
+            return
+        # What else may stand in the last digit's place was drafted with it: P(d) = P(digits before) P(digit).
+        drafted = dict[float, float]()
+        for token, share in _drafted(end.parent).items():
+            other = self.numbers.spelled_m((*before[:-1], token), end.choice)
+            if other is not None and other[0] == count:
+                drafted[other[1]] = chance * share
+        if sum(drafted.values()) < NUMBERS:
+            return
+        told = self.numbers.told_now(drafted)
+        spellings = {
+            self.numbers.spelling(before[:-count], before[-count:], told_m): share
+            for told_m, share in told.items()
+        }
+        self._branch(start, {(*ids, end.choice): share for ids, share in spellings.items() if ids})
+
+    def _branch(self, start: TreeNode, told: dict[Tokens, float]) -> None:
+        """Let one of the runs of tokens in `told`, likeliest first, follow `start`, each with its share."""
+        ends, runs = list[TreeNode](), list(told)
+        for run in runs:
+            node, before = start, Tokens()
+            for token in run:
+                if id(node) not in self._ranked:
+                    # What the draft said there was about the frame that it saw.
+                    for child in node.children.values():
+                        child.log_prob = min(child.log_prob, UNLIKELY)
+                    self._ranked[id(node)] = {}
+                    node.expanded, node.choice = True, token
+                alike = [run for run in runs if run[: len(before)] == before]
+                ranks = tuple(n for n, run in enumerate(runs) if run[: len(before) + 1] == (*before, token))
+                # P(token | so far): the share of the runs that go on with it among those that begin alike.
+                share = sum(told[runs[n]] for n in ranks) / sum(told[run] for run in alike)
+                self._ranked[id(node)][token] = ranks
+                node, before = self._tree.offer(node, token, math.log(share)), (*before, token)
+            ends.append(node)
+        self._ends.append(ends)
+
+
+def _drafted(node: TreeNode) -> dict[int, float]:
+    """Return the tokens that the draft itself says after `node`, each with its probability."""
+    return {t: math.exp(c.log_prob) for t, c in node.children.items() if c.log_prob > UNLIKELY}

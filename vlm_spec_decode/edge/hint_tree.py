@@ -17,9 +17,6 @@ from vlm_spec_decode.core.types import DraftMessage, Tokens
 from vlm_spec_decode.decoding.tree import quantise
 from vlm_spec_decode.strategies.estimators import RunningMean
 
-WORD = -1
-"""`HintNode.rank` of a token that is no number which may be another one."""
-
 RANKS = (0.45, 0.2, 0.12, 0.06)
 """How often the first, second, … candidate for a number is said, before it is known."""
 
@@ -33,12 +30,14 @@ def number_ranks() -> tuple[RunningMean, ...]:
 class HintNode:
     """A token after its parent. `chance` is its probability there by who drafted it.
 
-    `rank` is its place among the candidates for a number, likeliest first; `WORD` for other tokens.
+    `ranks` are the candidates for a number, numbered from the likeliest, that go on with this token; () for
+    tokens of no such number. Where a number is one token these are single; where it is spelled digit by digit
+    several may begin alike, and the token behind it belongs to those that end there.
     """
 
     token: int
     chance: float = 1.0
-    rank: int = WORD
+    ranks: tuple[int, ...] = ()
     children: list[HintNode] = field(default_factory=list)
 
 
@@ -91,24 +90,35 @@ class HintTree:
         which it does with the probability `stay`. A number is said as often as candidates of its rank are.
         """
         found = WeighedHint()
-        heap = [(-self._chance(child, stay, ranks), 0, n, child) for n, child in enumerate(self.top)]
+        first = [_chance(child, (), stay, ranks) for child in self.top]
+        heap = [
+            (-chance, 0, n, child, chance)
+            for n, (child, chance) in enumerate(zip(self.top, first, strict=True))
+        ]
         order = len(heap)
         heapq.heapify(heap)
         while heap and -heap[0][0] >= floor:
-            negative, parent, _, node = heapq.heappop(heap)
-            chance = self._chance(node, stay, ranks)
+            negative, parent, _, node, chance = heapq.heappop(heap)
             number = found.add(node.token, parent, chance, -negative)
             for child in node.children:
-                weight = negative * self._chance(child, stay, ranks)
-                heapq.heappush(heap, (weight, number, order, child))
+                chance = _chance(child, node.ranks, stay, ranks)
+                heapq.heappush(heap, (negative * chance, number, order, child, chance))
                 order += 1
         return found
 
-    @staticmethod
-    def _chance(node: HintNode, stay: float, ranks: Sequence[RunningMean]) -> float:
-        if node.rank == WORD:
-            return node.chance * stay
-        return ranks[node.rank].value if node.rank < len(ranks) else 0.0
+
+def _chance(node: HintNode, before: tuple[int, ...], stay: float, ranks: Sequence[RunningMean]) -> float:
+    """Return P(node | its parent), whose candidates are `before`."""
+    if not node.ranks:
+        return node.chance * stay
+
+    def together(chosen: tuple[int, ...]) -> float:
+        return sum(ranks[rank].value for rank in chosen if rank < len(ranks))
+
+    # Within a number: of the candidates that have begun as this one has, how many go on with this token.
+    # P(token | so far) = sum of P(c), c in node / sum of P(c), c in parent.
+    share = together(node.ranks)
+    return share / max(together(before), 1e-9) if set(node.ranks) <= set(before) else share
 
 
 @dataclass(slots=True)

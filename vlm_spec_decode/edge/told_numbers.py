@@ -16,6 +16,8 @@ from vlm_spec_decode.core.types import Tokens
 from vlm_spec_decode.edge.hint_tree import RANKS
 
 _DISTANCE = re.compile(r"[0-9]{1,2}\.[0-9]{1,2}")
+_SPELLED = re.compile(r"(?<![-0-9.])[0-9]{1,2}(?:\.[0-9]{1,2})?$")
+_UNIT = re.compile(r"\s*m(?:et(?:er|re)s?)?\b")
 
 NEIGHBOUR = 0.25
 """Part of a candidate's probability that goes to each of its neighbours."""
@@ -44,7 +46,7 @@ def neighbours_m(told_m: float) -> tuple[float, float]:
 
 @dataclass(frozen=True, slots=True)
 class ToldNumbers:
-    """Reads distances from single tokens; a vocabulary that spells them has none.
+    """Reads distances from tokens: from one, or digit by digit, as most vocabularies spell them.
 
     `walks_m` is how far the body walks towards what it sees, from the frame of the hint to that of the
     question. Free text (not `is_read`) tells none that is known to mean the way to a thing.
@@ -58,7 +60,7 @@ class ToldNumbers:
     def distance_m(self, token: int) -> float | None:
         """Return the distance that a token tells, None for other tokens."""
         text = self.codec.decode((token,)).strip() if self.is_read else ""
-        if _DISTANCE.fullmatch(text) is None or text in self.instruction.split():
+        if _DISTANCE.fullmatch(text) is None or self._is_named(text):
             return None
         return float(text)
 
@@ -66,22 +68,61 @@ class ToldNumbers:
         """Whether what follows `before` is among the words: no call has begun."""
         return "(" not in self.codec.decode(before)
 
+    def spelled_m(self, before: Tokens, following: int) -> tuple[int, float] | None:
+        """Return how many tokens at the end of `before` spell a distance, and the distance.
+
+        None if they spell none, if a single token tells it, or if `following` goes on with it. A whole number
+        is a distance only with its unit behind it; "to 2 m" says where to stop, not how far a thing is.
+        """
+        text = self.codec.decode(before) if self.is_read else ""
+        found = _SPELLED.search(text)
+        if found is None or self._is_named(found[0]) or text[: found.start()].endswith(" to "):
+            return None
+        behind = self.codec.decode((*before, following))[len(text) :]
+        is_whole = "." not in found[0]
+        if behind[:1].isdigit() or behind[:1] == "." or (is_whole and not _UNIT.match(behind)):
+            return None
+        count = 1
+        while len(self.codec.decode(before[:-count])) > found.start():
+            count += 1
+        return (count, float(found[0])) if count > 1 or is_whole else None
+
+    def spelling(self, before: Tokens, spelled: Tokens, told_m: float) -> Tokens:
+        """Return the tokens that tell another distance where `spelled` stood behind `before`; () if none do.
+
+        Whole metres are written as "2", unless `spelled` has them as "2.0".
+        """
+        start = self.codec.decode(before)
+        old = self.codec.decode((*before, *spelled))[len(start) :]
+        new = f"{told_m:.1f}" if old.endswith(".0") else f"{told_m:.1f}".removesuffix(".0")
+        space = old[: len(old) - len(old.lstrip())]
+        ids = self.codec.encode(f"{start}{space}{new}")
+        return ids[len(before) :] if ids[: len(before)] == before else ()
+
     def candidates(self, drafted: dict[int, float]) -> dict[int, float]:
         """Return the tokens that may stand where `drafted` were drafted, each with its probability.
 
+        () if a token is no distance, or if none is left in front of the body.
+        """
+        read = {self.distance_m(token): chance for token, chance in drafted.items()}
+        told = self.told_now({metres: chance for metres, chance in read.items() if metres is not None})
+        tokens = [(self.codec.encode(f"{told_m:.1f}"), chance) for told_m, chance in told.items()]
+        return {ids[0]: chance for ids, chance in tokens if len(ids) == 1 and self.distance_m(ids[0])}
+
+    def told_now(self, drafted: dict[float, float]) -> dict[float, float]:
+        """Return the distances that may be told of the question's frame, likeliest first, by those `drafted`.
+
         Each drafted distance d is d - w now, for a walk of w, and each neighbour on the grid is as likely
-        again by `NEIGHBOUR`. () if a token is no distance, or if none is left in front of the body.
+        again by `NEIGHBOUR`.
         """
         chances = defaultdict[float, float](float)
-        for token, chance in drafted.items():
-            before_m = self.distance_m(token)
-            if before_m is None:
-                continue
+        for before_m, chance in drafted.items():
             now_m = rounded_m(before_m - self.walks_m)
             for told_m, share in zip(
                 (now_m, *neighbours_m(now_m)), (1 - 2 * NEIGHBOUR, NEIGHBOUR, NEIGHBOUR), strict=True
             ):
                 chances[round(told_m, 2)] += chance * share
-        ranked = sorted(chances.items(), key=lambda item: -item[1])[: len(RANKS)]
-        tokens = [(self.codec.encode(f"{told_m:.1f}"), chance) for told_m, chance in ranked]
-        return {ids[0]: chance for ids, chance in tokens if len(ids) == 1 and self.distance_m(ids[0])}
+        return dict(sorted(chances.items(), key=lambda item: -item[1])[: len(RANKS)])
+
+    def _is_named(self, number: str) -> bool:
+        return number in self.instruction.split()

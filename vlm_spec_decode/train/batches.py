@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 import numpy.typing as npt
 import torch
+from PIL import Image as PilImage
 from torch import nn
 from torch.nn import functional
 from transformers import DynamicCache, LlavaForConditionalGeneration, PreTrainedTokenizerFast
@@ -250,9 +251,34 @@ def flipped(objects: npt.NDArray[np.float32], flip: bool) -> npt.NDArray[np.floa
     return mirrored
 
 
+MOVING_SHARE = 0.3
+"""Share of the images that are drawn as if the body had moved while the shutter was open."""
+
+ROLL_DEG, SHIFT_PX, BLUR_PX = 2.0, 2.5, 5
+"""Deviation of the roll of a walking trunk; of the rows by which its pitch (1.3 degrees) shifts the image,
+68 degrees in 128 rows; and the longest blur, of 1 rad/s while a shutter is open for 70 ms."""
+
+
+def moving(rng: np.random.Generator, image: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """Return [128, 128, 3] as a walking and turning robot sees it: rolled, shifted and blurred sideways."""
+    side, margin = len(image), 12
+    wide = PilImage.fromarray(np.pad(image, ((margin, margin), (margin, margin), (0, 0)), mode="edge"))
+    shift = float(np.clip(rng.normal(0.0, SHIFT_PX), -margin / 2, margin / 2))
+    rolled = wide.rotate(
+        float(rng.normal(0.0, ROLL_DEG)), PilImage.Resampling.BILINEAR, translate=(0.0, shift)
+    )
+    seen = np.asarray(rolled)[margin : margin + side, margin : margin + side]
+    length = int(rng.integers(1, BLUR_PX + 1))
+    # The mean of `length` neighbours in a row: what passed over a pixel while the shutter was open.
+    ends = np.pad(seen, ((0, 0), (length // 2, (length - 1) // 2), (0, 0)), mode="edge").astype(np.float32)
+    blurred: npt.NDArray[np.floating] = np.mean([ends[:, at : at + side] for at in range(length)], axis=0)
+    return blurred.astype(np.uint8)
+
+
 def augment(rng: np.random.Generator, images: npt.NDArray[np.uint8]) -> torch.Tensor:
-    """Normalise [B, 128, 128, 3] uint8 to pixels as the processor does, with random brightness and noise."""
+    """Normalise [B, 128, 128, 3] uint8 to pixels as the processor does, with random light, noise, motion."""
     count = len(images)
+    images = np.stack([moving(rng, i) if rng.random() < MOVING_SHARE else i for i in images])
     gain = rng.uniform(0.85, 1.15, (count, 1, 1, 3)) ** np.array([1, 0.3, 1])
     scaled = images * gain.astype(np.float32)
     scaled += rng.uniform(-8, 8, (count, 1, 1, 1)).astype(np.float32)

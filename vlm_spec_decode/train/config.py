@@ -53,16 +53,16 @@ class TrainConfig:
     """One model's training.
 
     `dialogues` share one image in one sequence. The learning rate falls over the last `decay_share` of
-    all `steps`. `eye` is the checkpoint of another model whose trained vision tower is taken over; the draft
-    shares the target's. `start` is a checkpoint to begin from, whose steps count, or a finished model's
-    folder, whose steps do not. `stop_after` ends a run at that step; it can be resumed. `distil` names
-    the folder of the target whose distribution a draft learns instead of the teacher's answers. `device` auto
-    is a GPU if there is one; `precision` auto is what is faster there, measured once and kept in the
-    checkpoint. With several `processes` each draws `batch` images a step, and their gradients are averaged.
-    `growth` says from which share of the steps on how many layers of the language part are trained; without
-    it all are, always. With a `tokenizer`, a file of `vsd train tokenizer`, the dialogues are those of the
-    phrasings, answered with this `description` and straight ways of up to `max_step_m`; without one, the
-    dialogues and the word-level tokenizer of the models that ship.
+    all `steps`. `eye` is the checkpoint or finished model's folder whose trained vision tower is taken
+    over; the draft shares the target's. `start` is a checkpoint to begin from, whose steps count, or a
+    finished model's folder, whose steps do not. `stop_after` ends a run at that step; it can be resumed.
+    `distil` names the folder of the target whose distribution a draft learns instead of the teacher's
+    answers. `device` auto is a GPU if there is one; `precision` auto is what is faster there, measured
+    once and kept in the checkpoint. With several `processes` each draws `batch` images a step, and their
+    gradients are averaged. `growth` says from which share of the steps on how many layers of the language
+    part are trained; without it all are, always. With a `tokenizer`, a file of `vsd train tokenizer`, the
+    dialogues are those of the phrasings, answered with this `description` and straight ways of up to
+    `max_step_m`; without one, the dialogues and the word-level tokenizer of the models that ship.
     """
 
     role: Role
@@ -79,7 +79,7 @@ class TrainConfig:
     decay_share: float = 0.4
     stop_after: int | None = None
     log_every: int = 100
-    eye: Path | None = setting(None, "Checkpoint whose trained vision tower to take over.")
+    eye: Path | None = setting(None, "Checkpoint or model's folder whose trained vision tower to take over.")
     start: Path | None = setting(
         None, "Checkpoint or model's folder to begin from; with --text its language part is taken."
     )

@@ -107,9 +107,10 @@ def train(config: TrainConfig, workers: WorkerGroup) -> dict[str, Any]:
         state.load(checkpoint)
     elif config.start:
         state.load(config.start)
-        needs_heads = config.start.is_dir() and config.eye_steps > 0 and config.eye is None
-    if config.eye and not state.step:
+        needs_heads = config.start.is_dir() and config.eye is None
+    if config.eye and not (state.step or state.vision_step):
         state.load_vision_tower(config.eye)
+        needs_heads = config.eye.is_dir()
     depth = LayerStack(state.model)
     if config.growth and state.step:
         depth.resume()
@@ -117,7 +118,7 @@ def train(config: TrainConfig, workers: WorkerGroup) -> dict[str, Any]:
         depth.begin(config.growth[0][1])
     with memory_named(MEMORY_ADVICE):
         hardware = _hardware(config, state, batcher, workers)
-        if needs_heads:
+        if needs_heads and config.eye_steps:
             fit_heads(state, batcher, 4 * config.batch, config.seed, workers)
         _run(config, state, batcher, checkpoint, hardware, workers)
     record: dict[str, Any] = {"config": {k: str(v) for k, v in asdict(config).items()}, "data": frames.digest}

@@ -35,7 +35,7 @@ from vlm_spec_decode.train import evaluate
 from vlm_spec_decode.train.batches import Batch, answer_loss, distil_loss
 from vlm_spec_decode.train.config import TextConfig, held_out_seed
 from vlm_spec_decode.train.evaluate import TEMPERATURES, Pair
-from vlm_spec_decode.train.hardware import Hardware, Precision, choose, pick_device
+from vlm_spec_decode.train.hardware import ATTENTION, Hardware, Precision, choose, pick_device
 from vlm_spec_decode.train.instructions import held_out
 from vlm_spec_decode.train.loop import tokenizer
 from vlm_spec_decode.train.teacher import AnswerStyle, Dialogue
@@ -128,7 +128,7 @@ def new_text_training_state(
     """Build the model of the config's role on `device`, with random weights drawn from its seed."""
     torch.manual_seed(config.seed)
     make = tiny.text_target_config if config.role == "target" else tiny.text_draft_config
-    model = LlamaForCausalLM._from_config(make(vocab_size), attn_implementation="sdpa")
+    model = LlamaForCausalLM._from_config(make(vocab_size), attn_implementation=ATTENTION)
     model.float().train()
     if config.start:
         load_language_part(model, config.start)

@@ -31,7 +31,7 @@ from vlm_spec_decode.models import tiny
 from vlm_spec_decode.models.checkpoint import TRANSFORMERS_LOCK, named, read_config
 from vlm_spec_decode.train.batches import VisionHeads
 from vlm_spec_decode.train.config import TrainConfig
-from vlm_spec_decode.train.hardware import Precision
+from vlm_spec_decode.train.hardware import ATTENTION, Precision
 
 _NEW_SHARE = 0.02
 
@@ -111,7 +111,15 @@ class TrainingState:
             self.model.load_state_dict(found.state_dict())
 
     def load_vision_tower(self, path: Path) -> None:
-        """Load the trained vision tower and its heads from another model's checkpoint."""
+        """Load the trained vision tower and its heads from another model's checkpoint.
+
+        A finished model's folder has no heads: they stay as they are. Raises ModelError.
+        """
+        if path.is_dir():
+            found = load_finished(LlavaForConditionalGeneration, path).model.vision_tower.state_dict()
+            with fitting(path):
+                self.model.model.vision_tower.load_state_dict(found)
+            return
         state = load_checkpoint(path)
         tower = "model.vision_tower."
         with fitting(path):
@@ -132,7 +140,7 @@ def new_training_state(config: TrainConfig, vocab_size: int, device: torch.devic
     """Build the model of the config's role on `device`, with random weights drawn from its seed."""
     torch.manual_seed(config.seed)
     make = tiny.target_config if config.role == "target" else tiny.draft_config
-    model = LlavaForConditionalGeneration._from_config(make(vocab_size), attn_implementation="sdpa")
+    model = LlavaForConditionalGeneration._from_config(make(vocab_size), attn_implementation=ATTENTION)
     heads = VisionHeads(model.config.vision_config.hidden_size).to(device)
     model.float().train().to(device)
     tower = (*model.model.vision_tower.named_parameters(), *heads.named_parameters())
