@@ -28,14 +28,12 @@ from vlm_spec_decode.models.loader import load_model, shipped
 from vlm_spec_decode.train.config import EvaluateConfig
 from vlm_spec_decode.train.episodes import run_missions
 from vlm_spec_decode.train.evaluate import Pair, episode_figures, questions, run_evaluate
+from vlm_spec_decode.train.spoken_dialogues import style_of
 from vlm_spec_decode.train.spoken_evaluate import (
     fresh_seed,
-    held_out_pair_task,
-    held_out_phrasing_task,
-    pair_seeds,
     spoken_figures,
-    style_of,
 )
+from vlm_spec_decode.train.spoken_tasks import held_out_pair_task, held_out_phrasing_task, pair_seeds
 from vlm_spec_decode.train.text import run_text_evaluate
 
 STEPS = 25

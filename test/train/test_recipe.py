@@ -23,13 +23,12 @@ from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.evaluate import Pair, decode
 from vlm_spec_decode.train.loop import run_train
 from vlm_spec_decode.train.phrasings import phrasings
-from vlm_spec_decode.train.spoken_dialogues import Sayings
+from vlm_spec_decode.train.spoken_dialogues import Sayings, style_of
 from vlm_spec_decode.train.spoken_evaluate import (
     SpokenAnswer,
     does_right,
     is_another_number,
     plan_of,
-    style_of,
 )
 
 

@@ -25,6 +25,7 @@ from vlm_spec_decode.train.episodes import (
     wanted_motion,
 )
 from vlm_spec_decode.train.instructions import Goal, held_out
+from vlm_spec_decode.train.spoken_tasks import taught_phrasing_task
 
 pytestmark = pytest.mark.sim
 
@@ -52,6 +53,25 @@ def test_every_kind_of_task_is_about_its_room_and_the_same_for_a_seed(kind: str,
             assert task.goal.thing not in world.scene.names
         if kind == "nearest or outermost" and task.goal.pick:
             assert task.seen_at_start
+
+
+@pytest.mark.parametrize("kind", [*MOTION_KINDS, *DECLINED_KINDS])
+def test_a_task_told_in_peoples_words_means_the_same(kind: str, camera: FrontCamera) -> None:
+    for seed in range(1_000_000, 1_000_006):
+        world = World(random_scene(seed), seed=seed)
+        camera.attach(world)
+        plain = draw_task(seed, world, camera, {kind: 1.0})
+        told = taught_phrasing_task(seed, world, camera, {kind: 1.0})
+        assert told == taught_phrasing_task(seed, world, camera, {kind: 1.0})
+        assert (told.kind, told.thing, told.seen_at_start) == (plain.kind, plain.thing, plain.seen_at_start)
+        assert told.goal.verb == plain.goal.verb
+        assert (told.goal.thing, told.goal.pick) == (
+            plain.goal.thing,
+            plain.goal.pick,
+        ) or kind == "impossible"
+        assert bool(told.goal.action) == bool(plain.goal.action)
+        if kind != "nearest or outermost" or plain.goal.thing:
+            assert told.goal.text != plain.goal.text
 
 
 def episode(kind: str, goal: Goal, *path: Pose2D, **given: object) -> Episode:

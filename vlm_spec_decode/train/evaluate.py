@@ -46,7 +46,9 @@ from vlm_spec_decode.train import scene_description
 from vlm_spec_decode.train.config import EvaluateConfig
 from vlm_spec_decode.train.episodes import DECLINED_KINDS, Episode, draw_task, run_missions
 from vlm_spec_decode.train.frames import observe, sample_pose
-from vlm_spec_decode.train.teacher import Dialogue, draw_dialogue
+from vlm_spec_decode.train.spoken_dialogues import drawer_of, knows_phrasings
+from vlm_spec_decode.train.spoken_tasks import taught_phrasing_task
+from vlm_spec_decode.train.teacher import Dialogue
 
 _STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto; color: #222 }
@@ -131,6 +133,7 @@ class HeldOutQuestion:
 def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """Measure the pair; return the figures. They go to `config.out`, with a page (`index.html`)."""
     target = load_model(config.target, threads=config.threads)
+    tell = taught_phrasing_task if knows_phrasings(config.target) else draw_task
     config.out.mkdir(parents=True, exist_ok=True)
     figures: dict[str, Any] = {}
     episodes: list[Episode] = []
@@ -144,14 +147,14 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
             figures |= draft_figures(pair, asked, answers)
     if config.episodes:
         seeds = range(config.first_seed, config.first_seed + config.episodes)
-        episodes = run_missions(target, seeds, draw_task, config.max_answers, config.out)
+        episodes = run_missions(target, seeds, tell, config.max_answers, config.out)
         figures |= episode_figures(episodes)
         write_report(episodes, config.out / "episodes.jsonl")
     if config.declined:
         first = config.first_seed + _DECLINED_FROM
         seeds = range(first, first + config.declined)
         refused = run_missions(
-            target, seeds, lambda s, w, c: draw_task(s, w, c, DECLINED_KINDS), config.max_answers, config.out
+            target, seeds, lambda s, w, c: tell(s, w, c, DECLINED_KINDS), config.max_answers, config.out
         )
         figures["declined"] = float(np.mean([e.success for e in refused]))
         figures["declined_by_kind"] = by_kind(refused)
@@ -163,15 +166,19 @@ def run_evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 
 def questions(config: EvaluateConfig) -> Iterable[HeldOutQuestion]:
-    """Yield one question for each held-out scene, with a frame as the robot's camera sends it."""
+    """Yield one question for each held-out scene, with a frame as the robot's camera sends it.
+
+    The questions are worded as those that the target was taught. Raises ModelNotFound.
+    """
     camera: FrontCamera | None = None
+    draw = drawer_of(config.target)
     for seed in range(config.first_seed, config.first_seed + config.frames):
         world = World(random_scene(seed), seed=seed)
         camera = camera or FrontCamera(world)
         camera.attach(world)
         rng = np.random.default_rng([seed, 0xE7A1])
         world.teleport(sample_pose(world, rng))
-        dialogue = draw_dialogue(rng, scene_description.read_objects(observe(camera, world)))
+        dialogue = draw(rng, scene_description.read_objects(observe(camera, world)))
         image = Image(camera.jpeg(), camera.width_px, camera.height_px)
         observation = dialogue.observation
         yield HeldOutQuestion(Observation(image, observation.instruction, observation.history), dialogue)

@@ -45,8 +45,7 @@ from vlm_spec_decode.train.config import EvaluateConfig, ExitsConfig
 from vlm_spec_decode.train.evaluate import Pair, decode, questions
 from vlm_spec_decode.train.frames import open_frames
 from vlm_spec_decode.train.hardware import pick_device
-from vlm_spec_decode.train.spoken_dialogues import drawer
-from vlm_spec_decode.train.teacher import FULL, AnswerStyle
+from vlm_spec_decode.train.spoken_dialogues import drawer_of
 from vlm_spec_decode.train.text_dataset import training_dialogues
 from vlm_spec_decode.train.training_state import exporting, load_finished
 
@@ -164,18 +163,11 @@ def _from_frames(config: ExitsConfig, folder: Path) -> tuple[LanguageHead, ExitS
     depth = len(network.model.language_model.layers)
     layers = tuple(sorted({round(share * depth) for share in config.shares}))
     tok = AutoTokenizer.from_pretrained(folder)
-    batcher = Batcher(open_frames(config.data), tok, config.dialogues, drawer(tok, _style(folder)))
+    batcher = Batcher(open_frames(config.data), tok, config.dialogues, drawer_of(folder))
     learned = states_of_batches(network, _batches(batcher, config, 0, config.batches), layers)
     count = config.batches // _UNSEEN_SHARE
     unseen = states_of_batches(network, _batches(batcher, config, config.batches, count), layers)
     return LanguageHead(network.model.language_model.norm, network.lm_head), learned, unseen
-
-
-def _style(folder: Path) -> AnswerStyle:
-    """Return the style of answers that a target was trained on, by its record."""
-    told = json.loads((folder / TRAINING_RECORD).read_text(encoding="utf-8")).get("config", {})
-    is_brief = told.get("description") == "brief"
-    return AnswerStyle("brief" if is_brief else "full", float(told.get("max_step_m", FULL.max_step_m)))
 
 
 def _from_answers(config: ExitsConfig) -> tuple[LanguageHead, ExitStates, ExitStates]:

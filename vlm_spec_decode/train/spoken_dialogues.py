@@ -6,15 +6,19 @@ phrasings, measuring from the held-out ones; the inner parts of a sequence are a
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
+from pathlib import Path
 from typing import TypeAlias
 
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from vlm_spec_decode.models.checkpoint import TRAINING_RECORD
+from vlm_spec_decode.models.places import folder_of
 from vlm_spec_decode.models.prompt import MAX_HISTORY
 from vlm_spec_decode.models.subword import is_subword
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
@@ -166,6 +170,37 @@ def drawer(tokenizer: PreTrainedTokenizerFast, style: AnswerStyle) -> Draw:
     if not is_subword(tokenizer):
         return teacher.draw_dialogue
     return partial(draw_dialogue, sayings=Sayings(), style=style)
+
+
+def _record(target: str | Path) -> Mapping[str, str]:
+    """Return the settings that a model of `vsd train` was trained with, {} for other models."""
+    folder = folder_of(target)
+    file = folder / TRAINING_RECORD if folder else None
+    if file is None or not file.is_file():
+        return {}
+    told: Mapping[str, str] = json.loads(file.read_text(encoding="utf-8")).get("config", {})
+    return told
+
+
+def knows_phrasings(target: str | Path) -> bool:
+    """Whether a model was taught people's own phrasings. Raises ModelNotFound."""
+    return _record(target).get("tokenizer", "None") != "None"
+
+
+def style_of(target: str | Path) -> AnswerStyle:
+    """Return the style of answers that a model was taught, by its record. Raises ModelNotFound."""
+    told = _record(target)
+    if not knows_phrasings(target):
+        return FULL
+    is_brief = told.get("description") == "brief"
+    return AnswerStyle("brief" if is_brief else "full", float(told.get("max_step_m", FULL.max_step_m)))
+
+
+def drawer_of(target: str | Path) -> Draw:
+    """Return what draws dialogues such as a model was taught. Raises ModelNotFound."""
+    if not knows_phrasings(target):
+        return teacher.draw_dialogue
+    return partial(draw_dialogue, sayings=Sayings(), style=style_of(target))
 
 
 def dialogue_of(

@@ -7,11 +7,9 @@ says why. Closed loop: the episodes of `train.episodes`, told in held-out phrasi
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 import numpy as np
@@ -21,19 +19,17 @@ from vlm_spec_decode.actions.parser import ActionParser
 from vlm_spec_decode.actions.types import Action, Ask, Done, Stop, Turn, Wait, action_numbers
 from vlm_spec_decode.core.errors import ActionParseError
 from vlm_spec_decode.core.types import Image, Observation
-from vlm_spec_decode.models.places import folder_of
 from vlm_spec_decode.sim.camera import FrontCamera
 from vlm_spec_decode.sim.scene import random_scene
 from vlm_spec_decode.sim.world import World
 from vlm_spec_decode.train import scene_description, teacher
-from vlm_spec_decode.train.episodes import Task, draw_task
 from vlm_spec_decode.train.evaluate import Pair, decode
 from vlm_spec_decode.train.frames import observe, sample_pose
-from vlm_spec_decode.train.instructions import GESTURES, Goal, held_out
+from vlm_spec_decode.train.instructions import held_out
 from vlm_spec_decode.train.phrasings import Phrasing, phrasings
 from vlm_spec_decode.train.scene_description import VisibleObject
-from vlm_spec_decode.train.spoken_dialogues import NO_MOTION, Saying, Sayings, about, motion, picked
-from vlm_spec_decode.train.teacher import FULL, AnswerStyle
+from vlm_spec_decode.train.spoken_dialogues import NO_MOTION, Saying, Sayings
+from vlm_spec_decode.train.teacher import AnswerStyle
 
 Verdict: TypeAlias = Literal["right", "stands", "moves"]
 
@@ -123,16 +119,6 @@ def _is_near(one: Action, other: Action, is_exact: bool) -> bool:
         if abs(a - b) > (1e-6 if is_exact else slack + 1e-6):
             return False
     return True
-
-
-def style_of(target: Path) -> AnswerStyle:
-    """Return the style of answers that a target was trained on, by its record."""
-    record = (folder_of(target) or target) / "training.json"
-    told = json.loads(record.read_text(encoding="utf-8")).get("config", {}) if record.is_file() else {}
-    description = "brief" if told.get("description") == "brief" else "full"
-    is_spoken = str(told.get("tokenizer", "None")) != "None"
-    step_m = float(told.get("max_step_m", FULL.max_step_m)) if is_spoken else FULL.max_step_m
-    return AnswerStyle(description, step_m)  # type: ignore[arg-type]
 
 
 def spoken_views(first_seed: int, count: int) -> Iterator[SpokenView]:
@@ -233,77 +219,6 @@ def is_another_number(plan: tuple[Action, ...], wanted: tuple[Action, ...]) -> b
         return True
     one, other = (sum(action_numbers(a)[0] for a in p) for p in (told, meant))
     return abs(one - other) > OFF_SHARE * abs(other)
-
-
-_MEANINGS = {
-    "go to": "goto",
-    "stop before": "goto_stop",
-    "behind": "goto_behind",
-    "face": "face",
-    "find": "find",
-    "follow": "follow",
-    "pass": "pass",
-}
-_PICKED = {"nearest": "goto_nearest", "leftmost": "goto_leftmost", "rightmost": "goto_rightmost"}
-PLAIN = ("forward", "back", "strafe", "turn")
-
-
-def held_out_phrasing_task(seed: int, world: World, camera: FrontCamera) -> Task:
-    """Draw the task of a seed as `episodes.draw_task`, told in a held-out phrasing."""
-    task = draw_task(seed, world, camera)
-    rng, sayings = np.random.default_rng([seed, 0x5A1E]), Sayings(held_out=True)
-    goal = task.goal
-    if task.kind in _MEANINGS:
-        saying = about(rng, sayings.phrasing(rng, _MEANINGS[task.kind]), task.thing)
-    elif task.kind == "nearest or outermost" and goal.thing:
-        saying = picked(rng, sayings.phrasing(rng, _PICKED[goal.pick]), goal.thing)
-    elif task.kind == "plain motion":
-        name = {"forward": "back" if "-" in goal.action else "forward"}.get(
-            call := goal.action.split()[0], call
-        )
-        phrasing = sayings.phrasing(rng, name)
-        saying = motion(rng, phrasing)
-        # The room has space for the motion that was drawn with it: this one is no longer.
-        while not _fits(saying, goal.action):
-            saying = motion(rng, phrasing)
-    elif task.kind == "go and act":
-        phrasing = sayings.phrasing(rng, "two")
-        first = about(rng, Phrasing("goto", "command", "go to the {x}"), task.thing)
-        act = GESTURES[goal.action][int(rng.integers(len(GESTURES[goal.action])))]
-        text = phrasing.text.format(first=first.goal.text, second=act)
-        saying = Saying(replace(first.goal, text=text, action=goal.action), phrasing)
-    else:
-        return task
-    return replace(task, goal=replace(saying.goal, text=sayings.typed(rng, saying)))
-
-
-def held_out_pair_task(seed: int, world: World, camera: FrontCamera) -> Task:
-    """Draw a "go to" about an object of a held-out pair, in a room of `pair_seeds`."""
-    rng = np.random.default_rng([seed, 0x9A1F])
-    pairs = sorted(held_out().pairs & set(world.scene.names))
-    thing = pairs[int(rng.integers(len(pairs)))]
-    goal = Goal(f"go to the {thing}", "goto", thing)
-    return Task(seed, "go to", goal, thing, camera.visible(thing))
-
-
-def pair_seeds(first_seed: int, count: int) -> list[int]:
-    """Return the first `count` seeds from `first_seed` on whose rooms hold a held-out pair."""
-    found: list[int] = []
-    seed = first_seed
-    while len(found) < count:
-        if held_out().pairs & set(random_scene(seed).names):
-            found.append(seed)
-        seed += 1
-    return found
-
-
-def _fits(saying: Saying, action: str) -> bool:
-    """Whether a plain motion is a single action, and no longer than `action`, to the same side."""
-    if saying.goal.verb != "act" or saying.goal.action.count("(") != 1:
-        return False
-    new, old = (float(text.split()[2]) for text in (saying.goal.action, action))
-    is_turn = action.startswith("turn")
-    return is_turn or (new * old > 0 and abs(new) <= abs(old))
 
 
 def fresh_seed(rng: np.random.Generator | None = None) -> int:
