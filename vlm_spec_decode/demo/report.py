@@ -268,10 +268,17 @@ def _decoding(document: Mapping[str, Any]) -> Table:
     for key, title in names.items():
         show = _seconds if key == "answer_s" else str
         out.add_row(title, show(document[key]), show(baseline[key]) if baseline else "-")
-    out.add_row("draft tokens accepted", f"{document['acceptance_rate']:.1%}", "-")
+    out.add_row("tokens per target pass", *(_per_pass(of) for of in (document, baseline)))
+    # A tree drafts several tokens for one place, of which one at most can be accepted.
+    out.add_row("drafted nodes accepted, branches included", f"{document['acceptance_rate']:.1%}", "-")
     same = document["same_tokens_as_autoregressive"]
     out.add_row("same tokens", "-" if same is None else "yes" if same else "NO", "")
     return out
+
+
+def _per_pass(figures: Mapping[str, Any] | None) -> str:
+    passes = figures["target_passes"] if figures else 0
+    return f"{figures['tokens'] / passes:.2f}" if figures and passes else "-"
 
 
 def _seconds(value: float | None) -> str:
