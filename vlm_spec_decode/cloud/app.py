@@ -57,6 +57,7 @@ def _single(config: CloudConfig, link: RouterLink, clock: Clock) -> tuple[CloudS
     telemetry = ServiceTelemetry(config, models[0].card, clock)
     server = serve_on(config, link, models, telemetry.observer)
     telemetry.gauges = lambda: _gauges(server, link)
+    server.protocol.owner_of = link.owner_of
     return server, telemetry
 
 
@@ -93,6 +94,8 @@ def serve_on(
         kv_bytes=config.kv_mib << 20,
     )
     protocol = ServerProtocol(target.card, config.language.digest, limits, tracer=tracer or MessageTracer())
+    if config.free_drafts == "off":
+        protocol.memories = None
     clock, copy = WallClock(), own.model
     served = constrained(target, target.codec, config.language, chats=True)
     if config.profile:

@@ -25,6 +25,7 @@ HTTP_AUTO, HTTP_OFF = "auto", "off"
 DEFAULT_HTTP = "127.0.0.1:9464"
 """Address that `auto` uses if it is free."""
 DRAFT_AUTO, DRAFT_NONE = "auto", "none"
+FREE_DRAFTS = ("key", "off")
 LOG_FORMATS = ("text", "json")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -98,6 +99,9 @@ class CloudConfig:
     key_robots: int = setting(1024, "Robots that one key may stand for at a time.", 1)
     key_messages_per_s: int = setting(5000, "Messages that the robots of one key may send.", 1)
     grammar: bool = setting(True, "Hold answers to the action language.")
+    free_drafts: str = setting(
+        FREE_DRAFTS[0], "Draft from earlier answers to robots of the same key, or not.", one_of=FREE_DRAFTS
+    )
     profile: str = setting(
         "",
         "Hardware profile, a name or a YAML file, that says how long passes take; empty: this machine.",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import zlib
 from collections import Counter, OrderedDict, deque
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.cloud.config import ServerLimits
@@ -29,6 +29,7 @@ from vlm_spec_decode.cloud.scheduler import Scheduler
 from vlm_spec_decode.core.errors import ConfigError, ProtocolError, VersionMismatch
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.core.types import Commit, EarlyExitVerdict
+from vlm_spec_decode.decoding.free_drafts import Memories
 from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol import messages as wire
@@ -235,12 +236,18 @@ class Admission:
 
 @dataclass(slots=True)
 class ServerProtocol:
-    """All sessions of one target. `outbox` collects (peer, bytes) for the owner to send."""
+    """All sessions of one target. `outbox` collects (peer, bytes) for the owner to send.
+
+    `memories` has the answers given so far, as free drafts, by what `owner_of` makes of a peer; None: nothing
+    is remembered.
+    """
 
     card: ModelCard
     grammar_digest: str
     limits: ServerLimits = field(default_factory=ServerLimits)
     has_colocated_draft: bool = False
+    memories: Memories | None = field(default_factory=Memories)
+    owner_of: Callable[[bytes], bytes] = bytes
     stats: ServerCounts = field(default_factory=ServerCounts)
     requests: RequestTable = field(default_factory=RequestTable)
     tracer: MessageTracer = field(default_factory=MessageTracer)
@@ -454,7 +461,9 @@ class ServerProtocol:
             answer_request = codec.answer_request(request.message, self._packer, request.core_image)
             policy = strategy(answer_request.strategy).cloud()
             beside, copy = self.requests.num_open, result.colocated_draft
-            request.start_session(Session(answer_request, result.context, policy, copy, beside=beside))
+            memory = self.memories.of(self.owner_of(request.peer)) if self.memories else None
+            session = Session(answer_request, result.context, policy, copy, beside=beside, memory=memory)
+            request.start_session(session)
         elif (plan := result.plan or job.plan) and result.scores is not None and request.session:
             try:
                 commit = request.session.complete(plan, result.scores, result.compute_s)

@@ -11,11 +11,12 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Generator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol, TypeAlias
 
 from vlm_spec_decode.core.ports import Clock, ModelContext, Scores, Tree
 from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, EarlyExitVerdict, Support, Tokens
+from vlm_spec_decode.decoding.free_drafts import FreeDraft, FreeDrafts
 from vlm_spec_decode.decoding.tree import SpeculationTree, Subtree
 
 
@@ -31,6 +32,23 @@ class PassPlan:
     prefix: Tokens
     nodes: Subtree
     own_q: tuple[Support, ...] = ()
+
+
+def with_free_draft(plan: PassPlan, draft: FreeDraft) -> tuple[PassPlan, dict[int, float]]:
+    """Return the plan with the nodes of `draft` that it does not hold yet, and P(node | parent) of those."""
+    nodes = plan.nodes
+    rows = {(p, t): row for row, (t, p) in enumerate(zip(nodes.tokens, nodes.parents, strict=True), 1)}
+    known = len(rows)
+    placed, chances = [0], dict[int, float]()
+    for token, parent, chance in draft.rows():
+        row = rows.setdefault((placed[parent], token), len(rows) + 1)
+        placed.append(row)
+        if row > known:
+            chances[row] = chance
+    new = [place for place, row in rows.items() if row > known]
+    grown = nodes.grown(tuple(token for _, token in new), tuple(parent for parent, _ in new))
+    numbered = {grown.numbers[row - 1]: chance for row, chance in chances.items()}
+    return replace(plan, nodes=grown), numbered
 
 
 MAX_STEPS = 16
@@ -144,6 +162,13 @@ class CloudPolicy(ABC):
 
         Raises ConfigError if the policy needs one and there is none.
         """
+
+    def recall_from(self, memory: FreeDrafts) -> None:  # noqa: B027
+        """Learn, before the answer begins, what answers the robot has been given (`decoding.free_drafts`)."""
+
+    def recalled(self, plan: PassPlan) -> PassPlan:
+        """Return the plan with what is recalled of earlier answers, as nodes numbered below 0."""
+        return plan
 
     def expect(self, costs: DraftCosts) -> None:  # noqa: B027
         """Learn what passes, and steps of a draft model beside the target, took before the first answer."""

@@ -24,6 +24,7 @@ from vlm_spec_decode.core.types import (
 )
 from vlm_spec_decode.decoding.choices import as_choices
 from vlm_spec_decode.decoding.early_exit import verdict_chance
+from vlm_spec_decode.decoding.free_drafts import FreeDrafts
 from vlm_spec_decode.decoding.policy import CloudPolicy, ColocatedDraft, DraftSteps, EarlyExitHook, PassPlan
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.decoding.tree import SpeculationTree, positions_of
@@ -38,7 +39,8 @@ log = logging.getLogger(__name__)
 class Session:
     """One answer at the verifier. `context` holds the target's KV cache of it.
 
-    `beside` is how many others are open as it begins: they will share its passes.
+    `beside` is how many others are open as it begins: they will share its passes. `memory` has the answers
+    that the robot has been given before, and gets this one.
     """
 
     request: AnswerRequest
@@ -50,6 +52,7 @@ class Session:
     passes: int = 0
     rejection: RejectionRule | None = None
     beside: int = 0
+    memory: FreeDrafts | None = None
     _unsound: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
@@ -58,6 +61,9 @@ class Session:
         self.sequence.commit(self._commit_of(0, self.request.committed, 0, 0, False, 0.0))
         if self.request.params.rule == "rejection":
             self.rejection = RejectionRule(self.request.params)
+        # Under the `rejection` rule drafts are draws from a known q; what is remembered is none.
+        if self.memory and self.rejection is None:
+            self.policy.recall_from(self.memory)
         self.policy.begin(self.request, self.helper is not None)
         if self.helper and self.helper.costs:
             self.policy.expect(self.helper.costs)
@@ -103,7 +109,7 @@ class Session:
         if numbers is None:
             return None
         self.passes += 1
-        return PassPlan(self.passes, self.sequence.tokens, self.tree.subtree(numbers))
+        return self.policy.recalled(PassPlan(self.passes, self.sequence.tokens, self.tree.subtree(numbers)))
 
     def prepare(self, plan: PassPlan) -> PassPlan:
         """Let the cloud's own draft add to the plan. On the thread that runs the pass.
@@ -162,6 +168,8 @@ class Session:
         # confirms.
         self.tree.advance(self.sequence.commit(commit))
         self.policy.completed(plan, commit)
+        if self.memory and self.sequence.finished:
+            self.memory.add(self.request.observation.instruction, self.sequence.tokens)
         return commit
 
     def close(self) -> None:

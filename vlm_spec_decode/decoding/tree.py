@@ -68,7 +68,8 @@ class Subtree:
 
     def grown(self, tokens: Tokens, parents: Tokens) -> Subtree:
         """Return this with nodes of the cloud's own below it; `parents` are rows."""
-        own = tuple(range(-1, -1 - len(tokens), -1))
+        first = min((0, *self.numbers)) - 1
+        own = tuple(range(first, first - len(tokens), -1))
         return Subtree(self.numbers + own, self.tokens + tokens, self.parents + parents)
 
 

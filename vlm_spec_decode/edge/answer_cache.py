@@ -9,11 +9,16 @@ answers are dropped first.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.types import DraftMessage, Observation, Tokens
+from vlm_spec_decode.decoding.free_drafts import FreeDrafts
 from vlm_spec_decode.edge.hint_tree import HintTree, WeighedHint, number_ranks
 from vlm_spec_decode.strategies.estimators import RunningMean
+
+RUN, LEAST = 12, 0.2
+"""Tokens of a run from earlier answers, and how likely each must be to be reached."""
 
 MAX_ANSWERS = 64
 MIN_REACH_PROBABILITY = 0.02
@@ -59,6 +64,7 @@ class AnswerCache:
         default_factory=lambda: tuple(RunningMean(prior, rate=0.02, trust=20) for prior in PRIORS)
     )
     ranks: tuple[RunningMean, ...] = field(default_factory=number_ranks)
+    memory: FreeDrafts = field(default_factory=FreeDrafts)
     _answers: OrderedDict[str, _CachedAnswer] = field(default_factory=OrderedDict)
     _early: tuple[str, _CachedAnswer] | None = None
 
@@ -82,6 +88,14 @@ class AnswerCache:
         found = self._said_early(observation) or self._answers.get(observation.instruction)
         return found.hint if found else HintTree()
 
+    def continuation_of(self, observation: Observation) -> Callable[[Tokens], Tokens]:
+        """Return what gives the likeliest run after a part of the answer, by all earlier answers."""
+
+        def likeliest(said: Tokens) -> Tokens:
+            return self.memory.recall(observation.instruction, said, most=RUN, floor=LEAST).best()
+
+        return likeliest
+
     def draft(self, observation: Observation, answer: int) -> DraftMessage | None:
         """Return as the first nodes of answer `answer` what is likely to save most: the last answer to this
         instruction, or what was said early of this very question. None without either."""
@@ -102,6 +116,7 @@ class AnswerCache:
             if known is not None:
                 self._learn(self.departure_rates[known.prior_index(frame, history)], tokens, known.hint)
         self._early = None
+        self.memory.add(observation.instruction, tokens)
         self._answers[observation.instruction] = _CachedAnswer(frame, history, tokens)
         while len(self._answers) > MAX_ANSWERS:
             self._answers.popitem(last=False)

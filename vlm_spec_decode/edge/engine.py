@@ -409,6 +409,7 @@ class Engine:
             draft_length=config.draft_length,
             timeout_s=config.timeout_s,
             hints=tuple(hint for hint in (early, recalled or self._previous, instruction) if hint),
+            recall=cache.continuation_of(request.observation),
             uplink_bps=min(1e9, config.uplink_bps),
             objective=config.objective,
             sent=request.draft,

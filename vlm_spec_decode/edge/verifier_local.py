@@ -14,6 +14,7 @@ from vlm_spec_decode.core.errors import Cancelled, CloudTimeout
 from vlm_spec_decode.core.ports import Clock, Model, Target, Verifier
 from vlm_spec_decode.core.trace import NO_TRACER, Tracer
 from vlm_spec_decode.core.types import MAX_OPEN_ANSWERS, AnswerRequest, Event, Hint, ImageLimits
+from vlm_spec_decode.decoding.free_drafts import FreeDrafts
 from vlm_spec_decode.decoding.policy import ColocatedDraft
 from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.strategies.registry import strategy
@@ -32,6 +33,7 @@ class LocalVerifier(Verifier):
         self._tracer = NO_TRACER
         # One thread at a time may run a model (`models.context`).
         self._models = threading.RLock()
+        self._memory = FreeDrafts()
 
     @property
     def max_answers(self) -> int:
@@ -46,7 +48,7 @@ class LocalVerifier(Verifier):
     def another(self) -> LocalVerifier:
         """Return the verifier of one more answer of the same target."""
         verifier = LocalVerifier(self._target, self._clock, self._colocated_draft)
-        verifier._models = self._models
+        verifier._models, verifier._memory = self._models, self._memory
         return verifier
 
     def open(self, request: AnswerRequest, tracer: Tracer = NO_TRACER) -> None:
@@ -60,7 +62,7 @@ class LocalVerifier(Verifier):
             if self._colocated_draft and chosen.needs_helper:
                 colocated_draft = ColocatedDraft(self._colocated_draft.open(request.observation), self._clock)
             context = self._target.open(request.observation)
-        self._session = Session(request, context, chosen.cloud(), colocated_draft)
+        self._session = Session(request, context, chosen.cloud(), colocated_draft, memory=self._memory)
 
     def submit(self, message: Hint) -> None:
         """Pass the message to the session."""

@@ -29,6 +29,7 @@ from vlm_spec_decode.core.types import (
     Hint,
     ImageLimits,
 )
+from vlm_spec_decode.decoding.free_drafts import FreeDrafts
 from vlm_spec_decode.edge.request_state import CHUNK_BYTES
 from vlm_spec_decode.edge.virtual_cloud import VirtualCloud
 from vlm_spec_decode.protocol import codec
@@ -42,7 +43,8 @@ class VirtualVerifier(Verifier):
     """Implements `Verifier`. `colocated_draft` is the draft model in the cloud; its steps take GPU time.
 
     `up_bytes`, `down_bytes` and `image_bytes` count the answer's bytes on the wire, with framing, encryption
-    and TCP/IP headers.
+    and TCP/IP headers. `memory` has the answers given so far, as the cloud's free drafts; None: there are
+    none.
     """
 
     target: Target
@@ -54,6 +56,7 @@ class VirtualVerifier(Verifier):
     up_bytes: int = 0
     down_bytes: int = 0
     image_bytes: int = 0
+    memory: FreeDrafts | None = field(default_factory=FreeDrafts)
     _inbox: deque[Event] = field(default_factory=deque)
     _open: AnswerRequest | None = None
     _cancelled: threading.Event = field(default_factory=threading.Event)
@@ -72,7 +75,9 @@ class VirtualVerifier(Verifier):
             self._up, self._down = other._up, other._down
         else:
             self.processes = VirtualProcesses(self.clock)
-            self._cloud = VirtualCloud(self.target, self.hardware, self.processes, self.colocated_draft)
+            self._cloud = VirtualCloud(
+                self.target, self.hardware, self.processes, self.colocated_draft, memory=self.memory
+            )
             self._up, self._down = emulated_directions(self.link, self.seed)
 
     @property

@@ -18,6 +18,7 @@ from vlm_spec_decode.core.processes import VirtualProcesses
 from vlm_spec_decode.core.profiles import HardwareProfile
 from vlm_spec_decode.core.types import AnswerRequest, EarlyExitVerdict, Event, Hint, Observation
 from vlm_spec_decode.decoding.batched_drafting import prepare_together
+from vlm_spec_decode.decoding.free_drafts import FreeDrafts
 from vlm_spec_decode.decoding.policy import ColocatedDraft, PassPlan
 from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.models.paced import paced_copy, profile_costs
@@ -40,13 +41,17 @@ class _VirtualRequest:
 
 @dataclass(slots=True)
 class VirtualCloud:
-    """The answers of one robot at one GPU. `gpu_s` adds up the GPU's time."""
+    """The answers of one robot at one GPU. `gpu_s` adds up the GPU's time.
+
+    `memory` has the answers that were given, as free drafts for later ones; None: nothing is remembered.
+    """
 
     target: Target
     hardware: HardwareProfile
     processes: VirtualProcesses
     colocated_draft: Model | None = None
     gpu_s: float = 0.0
+    memory: FreeDrafts | None = field(default_factory=FreeDrafts)
     _copy: Model | None = field(init=False)
     _copy_clock: VirtualClock = field(default_factory=VirtualClock)
     _answers: dict[int, _VirtualRequest] = field(default_factory=dict)
@@ -61,7 +66,7 @@ class VirtualCloud:
         policy = strategy(request.strategy).cloud()
         context = self.target.open(request.observation)
         helper = self._open_colocated_draft(request.observation)
-        session = Session(request, context, policy, helper, beside=len(self._answers))
+        session = Session(request, context, policy, helper, beside=len(self._answers), memory=self.memory)
         self._answers[request.answer] = _VirtualRequest(session, deliver)
         self._start_next_pass()
 

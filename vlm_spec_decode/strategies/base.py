@@ -24,12 +24,13 @@ from vlm_spec_decode.strategies.rejection import ProposalLog, ResidualCorrector
 class EdgeConfig:
     """Settings and inputs of one answer's edge half, beside its ports.
 
-    `draft_length` is γ, the tokens drafted per round; `timeout_s` bounds every wait for the cloud. `hints`
-    are token runs that the answer may repeat (instruction, previous answer), `sent` is the draft that was
-    sent with the question. `uplink_bps` is the share of the uplink for drafts. `tracer` is told of draft
-    steps and of the reason of each decision of a controller. `record` is what earlier answers have shown of
-    the draft; an algorithm that learns from answer to answer learns there. `preview` is offered the draft's
-    best path, where somebody wants to see it before it is committed.
+    `draft_length` is γ, the tokens drafted per round; `timeout_s` bounds every wait for the cloud.
+    `hints` are token runs that the answer may repeat (instruction, previous answer), `recall` gives what
+    followed the tokens so far in earlier answers, () if nothing is known (`decoding.free_drafts`), `sent`
+    is the draft that was sent with the question. `uplink_bps` is the share of the uplink for drafts.
+    `tracer` is told of draft steps and of the reason of each decision of a controller. `record` is what
+    earlier answers have shown of the draft; an algorithm that learns from answer to answer learns there.
+    `preview` is offered the draft's best path, where somebody wants to see it before it is committed.
     """
 
     answer: int
@@ -39,6 +40,7 @@ class EdgeConfig:
     epoch: int = 0
     proposals: ProposalLog | None = None
     hints: tuple[Tokens, ...] = ()
+    recall: Callable[[Tokens], Tokens] | None = None
     uplink_bps: float = 1e9
     objective: str = "latency"
     sent: DraftMessage | None = None

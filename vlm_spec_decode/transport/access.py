@@ -172,6 +172,11 @@ class AccessControl:
             self.dropped[why] += 1
         return not why
 
+    def owner_of(self, robot: bytes) -> bytes:
+        """Return who may share a robot's answers: its key, or where there are none the robot itself."""
+        named = (key for key, account in self._accounts.items() if key and robot in account.robots)
+        return next(named, "").encode() or robot
+
     def _refusal(self, key: str, robot: bytes, num_bytes: int) -> str:
         if self._authorized and not self._authorized.allows(key):
             # Its connection was made before the key was removed.

@@ -88,6 +88,10 @@ class RouterLink:
         except zmq.ZMQError:
             self.unroutable += 1
 
+    def owner_of(self, peer: bytes) -> bytes:
+        """Return whose robot a peer is: its key, or itself where there are none."""
+        return self.access.owner_of(peer)
+
     def wake(self) -> None:
         """End a `poll` early. From any thread."""
         self._waker.wake()

@@ -2,7 +2,8 @@
 
 Everything is weighed in seconds per committed token, c (`TokenCost`). A node is verified if P(node) · c
 exceeds the time that it adds to the pass; the cloud drafts a token itself (`SelfDraft`) if the same product
-exceeds the time of a draft step; a pass waits for a draft message (`WaitPolicy`, an optimal stopping rule)
+exceeds the time of a draft step; what earlier answers
+say (`Recall`) costs its rows alone; a pass waits for a draft message (`WaitPolicy`, an optimal stopping rule)
 while the tokens that it usually brings outweigh the wait.
 """
 
@@ -13,6 +14,7 @@ import math
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, Tokens
+from vlm_spec_decode.decoding.free_drafts import FreeDrafts
 from vlm_spec_decode.decoding.policy import (
     CloudPolicy,
     ColocatedDraft,
@@ -20,9 +22,11 @@ from vlm_spec_decode.decoding.policy import (
     DraftSteps,
     PassPlan,
     draft_alone,
+    with_free_draft,
 )
 from vlm_spec_decode.decoding.tree import WEIGHT_STEP, SpeculationTree
 from vlm_spec_decode.strategies.estimators import RunningMean
+from vlm_spec_decode.strategies.hybrid.recall import LEAST, Recall
 from vlm_spec_decode.strategies.hybrid.self_draft import SelfDraft
 
 WEIGHT = {"latency": 1.0, "balanced": 0.4, "cost": 0.1}
@@ -159,6 +163,7 @@ class Cloud(CloudPolicy):
     wants_exits: bool = True
     wake_s: float | None = None
     own: SelfDraft = field(default_factory=SelfDraft)
+    recall: Recall = field(default_factory=Recall)
     waiting: WaitPolicy = field(default_factory=WaitPolicy)
     _now_s: float = 0.0
     _edge_is_near: bool = True
@@ -169,8 +174,13 @@ class Cloud(CloudPolicy):
     _rows: int = 0
     _fills: int = 0
 
+    def recall_from(self, memory: FreeDrafts) -> None:
+        """Take the robot's answers."""
+        self.recall.memory = memory
+
     def begin(self, request: AnswerRequest, has_helper: bool) -> None:
         """Take the objective; a helper is welcome and not needed."""
+        self.recall.instruction = request.observation.instruction
         self.waiting.weight = WEIGHT[request.objective]
         self._committed = len(request.committed)
         self._told_step_s = request.draft_step_s
@@ -204,13 +214,26 @@ class Cloud(CloudPolicy):
         pace.edge_step_s = step_s if self._edge_is_near else 0.0
         chosen = self._choose(tree)
         # The expected number of drafted tokens that a pass over them accepts: the sum of P(path) over nodes.
-        pace.in_hand = gain = sum(self.own.weights[n] for n in chosen)
+        gain = sum(self.own.weights[n] for n in chosen)
+        floor = max(LEAST, self.own.node_floor(gain, self._answers))
+        pace.in_hand = gain = gain + self.recall.look(tree, self.own.weights, floor)
         # Exits decide what an edge has in hand: one that does not know where a pass ends has nothing then.
         # For another edge they are messages in front of the commit, each of which may be lost first.
         is_heard = not (self.own.has_helper and step_s) or pace.is_carried or pace.is_edge_better
         self.wants_exits = self._edge_is_near and is_heard
         self.wake_s = self._wait_until_s(gain)
         return chosen if self.wake_s is None else None
+
+    def recalled(self, plan: PassPlan) -> PassPlan:
+        """Add what earlier answers say."""
+        if not self.recall.draft.tokens:
+            return plan
+        plan, chances = with_free_draft(plan, self.recall.draft)
+        weights = [1.0]
+        for number, parent in zip(plan.nodes.numbers, plan.nodes.parents, strict=True):
+            weights.append(self.own.weights.get(number, weights[parent] * chances.get(number, 0.0)))
+            self.own.weights[number] = weights[-1]
+        return plan
 
     def extend(self, plan: PassPlan, helper: ColocatedDraft) -> PassPlan:
         """Let the copy of the draft model add nodes."""
@@ -233,6 +256,8 @@ class Cloud(CloudPolicy):
         is_plain = not plan.nodes.numbers
         own.pace.passed(len(commit.tokens), verify_s, own.drafted_s, is_first=is_first, is_plain=is_plain)
         own.learn(plan, commit.tokens)
+        if self.recall.memory:
+            self.recall.memory.learn(self.recall.draft, commit.tokens)
         self._edge_is_near = self._answers_in_time(commit.compute_s)
         self._has_completed = True
         self._committed = commit.start + len(commit.tokens)

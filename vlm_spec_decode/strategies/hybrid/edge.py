@@ -10,7 +10,7 @@ or nothing while waiting for a draft message pays (`hybrid.cloud_policy`).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
@@ -60,7 +60,7 @@ def edge(
     control = EdgeController(config=config, clock=clock)
     if verifier.shares_processor:
         control.shared = SharedProcessor(record=record, draft_length=config.draft_length)
-    free = PromptLookup(config.hints, record.lookup)
+    free = PromptLookup(config.hints, record.lookup, config.recall)
     free.offer(tree, drafter)
     while not sequence.finished:
         event = verifier.poll()
@@ -276,10 +276,12 @@ NOTHING = -1
 
 @dataclass(slots=True)
 class PromptLookup:
-    """Finds continuations of the committed tokens, and of the likeliest drafted ones, in `hints`."""
+    """Finds continuations of the committed tokens, and of the likeliest drafted ones, in `hints`, else by
+    `recall` in all earlier answers."""
 
     hints: tuple[Tokens, ...] = ()
     trust: RunningMean = field(default_factory=lambda: RunningMean(0.6, trust=3))
+    recall: Callable[[Tokens], Tokens] | None = None
     _offered: dict[Tokens, int] = field(default_factory=dict)
 
     def offer(self, tree: DraftTree, drafter: Drafter) -> None:
@@ -331,7 +333,7 @@ class PromptLookup:
                 for start in range(len(source) - length, -1, -1):
                     if source[start : start + length] == tail and source[start + length :]:
                         return source[start + length : start + length + RUN]
-        return ()
+        return self.recall(prefix)[:RUN] if self.recall else ()
 
 
 def _mark_expanded(node: TreeNode, run: Tokens) -> None:
