@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,10 +13,10 @@ from typing import Any
 import httpx
 import pytest
 
-from test.serve.scripted import ScriptedSource
+from test.serve.scripted import ScriptedEngine, ScriptedSource
 from vlm_spec_decode.core.errors import ConfigError, ModelError
 from vlm_spec_decode.serve.access import AccessKeys, HttpLimits
-from vlm_spec_decode.serve.openai_api.answering import AnswerService
+from vlm_spec_decode.serve.openai_api.answering import AnswerService, EngineTurns
 from vlm_spec_decode.serve.openai_api.app import Endpoint, make_app
 from vlm_spec_decode.serve.openai_api.asking import Asking
 from vlm_spec_decode.serve.openai_api.pictures import PictureLimits
@@ -231,3 +232,47 @@ def test_an_unexpected_error_says_nothing_of_the_inside() -> None:
 
     with running() as rig:
         asyncio.run(check(rig))
+
+
+def test_around_a_reconnection_answers_of_one_engine_run_at_a_time() -> None:
+    """Two engines of one cloud, the one that is given up and the new one, share the draft model, too."""
+
+    async def check(rig: Rig) -> None:
+        old = rig.source.engines[0]
+        old.gate.clear()
+        before = asyncio.create_task(rig.ask())
+        await until(lambda: len(old.open) == 1)
+        rig.service._connection.reconnect()
+        await until(lambda: len(rig.source.engines) == 2)
+        new = rig.source.engines[1]
+        after = [asyncio.create_task(rig.ask()) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        assert not new.asked, "both engines decode"
+        old.gate.set()
+        assert [told(await each) for each in (before, *after)] == ["one two three "] * 3
+        assert len(new.asked) == 2
+
+    with running(answers=3) as rig:
+        asyncio.run(check(rig))
+
+
+def test_turns_go_to_the_engines_in_the_order_of_who_asks() -> None:
+    turns, order = EngineTurns(), list[str]()
+    engines: Any = {"a": ScriptedEngine(), "b": ScriptedEngine()}
+
+    def run(name: str, number: int) -> None:
+        with turns.of(engines[name]):
+            order.append(f"{name}{number}")
+            time.sleep(0.02)
+
+    with turns.of(engines["a"]):
+        threads = []
+        for name, number in (("b", 1), ("a", 2), ("b", 3)):
+            threads.append(threading.Thread(target=run, args=(name, number)))
+            threads[-1].start()
+            while len(turns._waiting) < len(threads):
+                time.sleep(0.001)
+        assert not order, "who asks later passes one who waits"
+    for thread in threads:
+        thread.join()
+    assert order == ["b1", "a2", "b3"]

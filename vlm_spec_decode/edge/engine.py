@@ -140,8 +140,8 @@ class DecodedAnswer(Iterator[AnswerUpdate]):
         return next(self._updates)
 
     def cancel(self) -> None:
-        """Abandon the answer, here and at the cloud."""
-        self._state.cancel()
+        """Abandon the answer, here and at the cloud. One that has ended stays as it is."""
+        self._engine._cancel(self._state)
 
     def close(self) -> None:
         """End the answer, here and at the cloud, and free what it holds. Idempotent."""
@@ -172,12 +172,6 @@ class _AnswerState:
     sequence: Sequence = field(default_factory=Sequence)
     is_begun: bool = False
     is_cancelled: bool = False
-
-    def cancel(self) -> None:
-        """Abandon it; from any thread."""
-        self.is_cancelled = True
-        if verifier := self.verifier:
-            verifier.cancel()
 
 
 class Engine:
@@ -309,7 +303,16 @@ class Engine:
         with self._lock:
             answers = list(self._open)
         for answer in answers:
-            answer.cancel()
+            self._cancel(answer)
+
+    def _cancel(self, answer: _AnswerState) -> None:
+        """Abandon an answer; from any thread."""
+        # Under the lock under which verifiers are handed out: else the answer might end in between, and
+        # the next one at its verifier be cancelled. No verifier waits in `cancel`.
+        with self._lock:
+            answer.is_cancelled = True
+            if answer.verifier is not None:
+                answer.verifier.cancel()
 
     # Opening and ending --------------------------------------------------------------------------
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
-from collections import Counter
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
@@ -101,28 +100,41 @@ class Reply:
             raise Cancelled("the client has left")
 
 
-class _Turns:
-    """Who runs the draft model: answers with the cloud, or answers by the draft alone, never both at once.
+class EngineTurns:
+    """Lets the answers of one engine run at a time, and those of others wait their turn, in order.
 
-    One thread at a time may run a model, and the two kinds order their threads in different ways.
+    Engines share the draft model, which one thread at a time may run, and each orders its own threads only.
+    There are two around a lost cloud: the one that is given up and the new one, or the draft alone.
     """
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._running: Counter[str] = Counter()
+        self._running: list[Engine] = []
+        self._waiting: list[list[Engine]] = []
 
     @contextmanager
-    def of(self, kind: str) -> Iterator[None]:
-        """Run in this block an answer of a kind, after those of the other kind have ended."""
+    def of(self, engine: Engine) -> Iterator[None]:
+        """Run an answer of an engine in this block."""
+        mine = [engine]
         with self._changed:
-            self._changed.wait_for(lambda: all(not n or other == kind for other, n in self._running.items()))
-            self._running[kind] += 1
+            self._waiting.append(mine)
+            try:
+                self._changed.wait_for(lambda: self._may_run(mine))
+            finally:
+                self._waiting = [each for each in self._waiting if each is not mine]
+            self._running.append(engine)
         try:
             yield
         finally:
             with self._changed:
-                self._running[kind] -= 1
+                self._running.remove(engine)
                 self._changed.notify_all()
+
+    def _may_run(self, mine: list[Engine]) -> bool:
+        """Whether neither who runs nor who has waited for longer is of another engine."""
+        position = next(n for n, each in enumerate(self._waiting) if each is mine)
+        ahead = [*self._running, *(engine for (engine,) in self._waiting[:position])]
+        return all(engine is mine[0] for engine in ahead)
 
 
 class AnswerService:
@@ -138,7 +150,7 @@ class AnswerService:
         self._failure: VsdError | None = None
         self._connection = EngineConnection(source, report or (lambda _status: None), self._on_failure)
         self._source = source
-        self._turns = _Turns()
+        self._turns = EngineTurns()
         self._draft: Engine | None = None
         self._draft_lock = threading.Lock()
         self._executor = ThreadPoolExecutor(settings.answers, "vsd-answer")
@@ -223,7 +235,7 @@ class AnswerService:
         engine = cast("Engine | None", self._connection.current)
         if engine is not None:
             try:
-                with self._turns.of("cloud"):
+                with self._turns.of(engine):
                     reply.decode(engine, prepare)
                 return
             except CloudUnreachable:
@@ -233,9 +245,10 @@ class AnswerService:
                     raise
         elif self._settings.fallback != "draft":
             raise CloudUnreachable(self.why_away())
-        with self._turns.of("draft"):
+        alone = self._draft_engine()
+        with self._turns.of(alone):
             reply.is_verified = False
-            reply.decode(self._draft_engine(), prepare)
+            reply.decode(alone, prepare)
 
     def _draft_engine(self) -> Engine:
         with self._draft_lock:
