@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,12 +16,13 @@ import pytest
 
 from test.serve.scripted import ScriptedEngine, ScriptedSource
 from vlm_spec_decode.core.errors import ConfigError, ModelError
-from vlm_spec_decode.serve.access import AccessKeys, HttpLimits
+from vlm_spec_decode.serve.access import AccessKeys, BindAddress, HttpLimits
 from vlm_spec_decode.serve.openai_api.answering import AnswerService, EngineTurns
 from vlm_spec_decode.serve.openai_api.app import Endpoint, make_app
 from vlm_spec_decode.serve.openai_api.asking import Asking
 from vlm_spec_decode.serve.openai_api.pictures import PictureLimits
 from vlm_spec_decode.serve.openai_api.settings import ServeSettings, check_settings
+from vlm_spec_decode.serve.server import HttpServer
 
 PATH = "/v1/chat/completions"
 BODY = {"model": "big", "messages": [{"role": "user", "content": "count to three"}]}
@@ -90,6 +92,70 @@ def test_requests_beyond_the_slots_wait_and_those_beyond_the_limit_are_refused()
 
     with running(answers=2, concurrency=5) as rig:
         asyncio.run(check(rig))
+
+
+def test_a_request_that_finds_no_place_is_refused_before_its_body_is_read() -> None:
+    async def check(rig: Rig) -> None:
+        async def receive() -> Any:
+            raise AssertionError("the body is read")
+
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        rig.source.engines[0].gate.clear()
+        first = asyncio.create_task(rig.ask())
+        await until(lambda: rig.service.under_way == 1)
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": PATH, "headers": headers, "query_string": b""}
+        await rig.app(scope, receive, send)
+        assert sent[0]["status"] == 429
+        rig.source.engines[0].gate.set()
+        assert (await first).status_code == 200
+
+    with running(concurrency=1) as rig:
+        asyncio.run(check(rig))
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_is_served_at_the_end_of_the_server_is_told(stream: bool) -> None:
+    """One whose body is under way, one whose answer is, and one whose stream has begun."""
+    with running() as rig:
+        engine = rig.source.engines[0]
+        server = HttpServer(rig.app, BindAddress("127.0.0.1", 0), grace_s=1.0)
+        server.start()
+        body = json.dumps({**BODY, "stream": stream}).encode()
+        lines = [f"POST {PATH} HTTP/1.1", "host: localhost", "content-type: application/json"]
+        head = "\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode()
+        if stream:
+            engine.pauses_at = 1
+        else:
+            engine.gate.clear()
+        with (
+            socket.create_connection(("127.0.0.1", server.port), timeout=10) as sending,
+            socket.create_connection(("127.0.0.1", server.port), timeout=10) as waiting,
+        ):
+            sending.sendall(head + body[:5])
+            waiting.sendall(head + body)
+            until_s = time.monotonic() + 5
+            while not engine.asked and time.monotonic() < until_s:
+                time.sleep(0.01)
+            threading.Timer(0.2, server.stop).start()
+            found = [rest_of(each) for each in (sending, waiting)]
+        server.close()
+    assert b" 503 " in found[0]
+    assert b'"code":"server_closing"' in found[0]
+    assert (b" 200 " if stream else b" 503 ") in found[1]
+    assert b'"code":"server_closing"' in found[1]
+
+
+def rest_of(connection: socket.socket) -> bytes:
+    found = b""
+    while part := connection.recv(4096):
+        found += part
+    return found
 
 
 @pytest.mark.parametrize("stream", [False, True])

@@ -193,26 +193,31 @@ class AnswerService:
         self._connection.close(5.0)
         self._executor.shutdown(wait=True)
 
-    @asynccontextmanager
-    async def ask(self, prepare: Prepare) -> AsyncIterator[Reply]:
-        """Ask in this block, whose end ends the answer. Raises ApiError (429) if too much is under way."""
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Have one request under way in this block. Raises ApiError (429) if too many are."""
         if self.under_way >= self._settings.concurrency:
             raise busy(self.under_way, RETRY_S)
-        if self._slots is None:
-            self._slots = asyncio.Semaphore(self._settings.answers)
         self.under_way += 1
         try:
-            await self._slots.acquire()
-            loop = asyncio.get_running_loop()
-            reply = Reply(loop)
-            self.decoding += 1
-            loop.run_in_executor(self._executor, self._run, reply, prepare).add_done_callback(self._on_end)
-            try:
-                yield reply
-            finally:
-                reply.cancel()
+            yield
         finally:
             self.under_way -= 1
+
+    @asynccontextmanager
+    async def ask(self, prepare: Prepare) -> AsyncIterator[Reply]:
+        """Ask in this block, whose end ends the answer. For a request that has a `place`."""
+        if self._slots is None:
+            self._slots = asyncio.Semaphore(self._settings.answers)
+        await self._slots.acquire()
+        loop = asyncio.get_running_loop()
+        reply = Reply(loop)
+        self.decoding += 1
+        loop.run_in_executor(self._executor, self._run, reply, prepare).add_done_callback(self._on_end)
+        try:
+            yield reply
+        finally:
+            reply.cancel()
 
     def _on_end(self, _done: asyncio.Future[None]) -> None:
         """Let the next one begin: only now has the engine room again."""

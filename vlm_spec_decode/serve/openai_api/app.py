@@ -13,7 +13,7 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,9 +25,10 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vlm_spec_decode.core.config import digest
 from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.serve.access import AccessKeys, HttpLimits
+from vlm_spec_decode.serve.guard import BodyRefused, Guard
 from vlm_spec_decode.serve.openai_api.answering import AnswerService, Prepared, Reply
 from vlm_spec_decode.serve.openai_api.asking import Asking
-from vlm_spec_decode.serve.openai_api.errors import JSON, ApiError, api_error, refused, too_slow
+from vlm_spec_decode.serve.openai_api.errors import JSON, ApiError, api_error, closing, refused, too_slow
 from vlm_spec_decode.serve.openai_api.metrics import CONTENT_TYPE, ServeMetrics
 from vlm_spec_decode.serve.openai_api.replies import (
     Piece,
@@ -40,7 +41,6 @@ from vlm_spec_decode.serve.openai_api.replies import (
 )
 from vlm_spec_decode.serve.openai_api.requests import READERS, Question
 from vlm_spec_decode.serve.openai_api.settings import ServeSettings
-from vlm_spec_decode.serve.server import BodyRefused, Guard
 
 Found = TypeVar("Found")
 
@@ -121,8 +121,12 @@ class Endpoint:
 
     # Answers -----------------------------------------------------------------------------------------
 
+    def place(self) -> AbstractContextManager[None]:
+        """Return the block in which one answer is under way. Raises ApiError (429)."""
+        return self._service.place()
+
     async def answer(self, request: Request) -> Response:
-        """Answer POST /v1/chat/completions and /v1/responses."""
+        """Answer POST /v1/chat/completions and /v1/responses. In a `place`, which lasts until it is sent."""
         began_s, path = time.monotonic(), request.scope["path"]
         question = READERS[path](await _body(request))
         names = self.names
@@ -251,8 +255,8 @@ class _Stream(Response):
             await while_there(receive, self._endpoint.timeout_s, tell())
         except ClientLeft:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
-            problem = api_error(error)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, the client is told
+            problem = closing() if isinstance(error, asyncio.CancelledError) else api_error(error)
             if not self._is_begun:
                 await problem.response()(scope, receive, send)
                 return
@@ -296,18 +300,20 @@ class _Paths:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return  # there is nothing to start or stop
-        try:
-            found = await self._respond(Request(scope, receive))
-        except (ClientLeft, ClientDisconnect, BodyRefused):
-            raise  # those further out know what to do
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
-            found = api_error(error).response()
-        await found(scope, receive, send)
+        with ExitStack() as held:
+            try:
+                found = await self._respond(Request(scope, receive), held)
+            except (ClientLeft, ClientDisconnect, BodyRefused):
+                raise  # those further out know what to do
+            except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
+                found = api_error(error).response()
+            await found(scope, receive, send)
 
-    async def _respond(self, request: Request) -> Response:
+    async def _respond(self, request: Request, held: ExitStack) -> Response:
         endpoint, path = self._endpoint, request.scope["path"]
         if path in READERS:
             _check_method(request, "POST")
+            held.enter_context(endpoint.place())  # before its body, which takes memory, is read
             return await endpoint.answer(request)
         pages = {MODELS: endpoint.models, HEALTH: endpoint.health, METRICS: endpoint.page}
         name = path.removeprefix(f"{MODELS}/")
@@ -346,6 +352,10 @@ class _Counted:
             await self._app(scope, receive, count)
         except (ClientLeft, ClientDisconnect):
             self._metrics.left.inc()
+        except asyncio.CancelledError:
+            if status != LEFT:
+                raise
+            await closing().response({"connection": "close"})(scope, receive, count)
         finally:
             path = scope["path"] if scope["path"] in KNOWN_PATHS else "other"
             self._metrics.requests.labels(path, str(status)).inc()

@@ -28,7 +28,7 @@ from vlm_spec_decode.core.errors import (
 from vlm_spec_decode.core.internal_error import describe_internal_error
 from vlm_spec_decode.edge.client_protocol import OLD_CLOUD
 from vlm_spec_decode.protocol.messages import TOO_MANY_ANSWERS
-from vlm_spec_decode.serve.server import FOREIGN, NO_KEY, STATUS, TOO_LARGE, TOO_SLOW
+from vlm_spec_decode.serve.guard import FOREIGN, NO_KEY, STATUS, TOO_LARGE, TOO_SLOW
 
 JSON = "application/json"
 RETRY_S = 1.0
@@ -91,7 +91,7 @@ class ApiError(Exception):
 
 
 def refused(reason: str, text: str) -> Response:
-    """Return the response to what `serve.server.Guard` does not let through."""
+    """Return the response to what `serve.guard.Guard` does not let through."""
     return ApiError(STATUS[reason], text, code=GUARD_CODES[reason]).response()
 
 
@@ -115,6 +115,11 @@ def busy(waiting: int, retry_s: float) -> ApiError:
 def too_slow(seconds: float) -> ApiError:
     """Return the error of an answer that takes too long."""
     return ApiError(408, f"no whole answer within {seconds:g} s", kind="timeout", code="request_timeout")
+
+
+def closing() -> ApiError:
+    """Return the error of a request that the end of the server cuts off: its task is cancelled."""
+    return _away("the server is shut down", "server_closing", RETRY_S)
 
 
 def api_error(error: BaseException) -> ApiError:
