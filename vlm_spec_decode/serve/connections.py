@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import weakref
+from collections.abc import Callable
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
@@ -53,9 +54,9 @@ def bounded_protocol(limits: HttpLimits) -> type[H11Protocol]:
     class BoundedProtocol(H11Protocol):
         """`H11Protocol` that closes connections of clients that do not speak, or do not read."""
 
-        _head: asyncio.TimerHandle | None = None
-        _reader: asyncio.TimerHandle | None = None
-        _is_handed_over = False
+        def __init__(self, *given: Any, **named: Any) -> None:
+            super().__init__(*given, **named)
+            self._head, self._reader, self._is_handed_over = _Timer(self.loop), _Timer(self.loop), False
 
         def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
             """Take a connection."""
@@ -70,8 +71,8 @@ def bounded_protocol(limits: HttpLimits) -> type[H11Protocol]:
             super().data_received(data)
             is_answered = self.cycle is not None and not self.cycle.response_complete
             if self._is_handed_over or is_answered:
-                self._head = _cancelled(self._head)
-            elif self._head is None:
+                self._head.stop()
+            elif not self._head.is_running:
                 self._await_head()
             if is_answered and not self.cycle.more_body and self.flow.read_paused:
                 self._read_on()
@@ -85,7 +86,7 @@ def bounded_protocol(limits: HttpLimits) -> type[H11Protocol]:
             """Go on with the next request; uvicorn waits for its first byte."""
             super().on_response_complete()
             if self.cycle is not None and not self.cycle.response_complete:
-                self._head = _cancelled(self._head)
+                self._head.stop()
 
         def pause_writing(self) -> None:
             """Give the client time to read."""
@@ -95,15 +96,16 @@ def bounded_protocol(limits: HttpLimits) -> type[H11Protocol]:
         def resume_writing(self) -> None:
             """Go on: the client has read everything."""
             super().resume_writing()
-            self._reader = _cancelled(self._reader)
+            self._reader.stop()
 
         def connection_lost(self, exc: Exception | None) -> None:
             """Forget the timers."""
-            self._head, self._reader = _cancelled(self._head), _cancelled(self._reader)
+            self._head.stop()
+            self._reader.stop()
             super().connection_lost(exc)
 
         def _await_head(self) -> None:
-            self._head = self.loop.call_later(limits.header_s, self.transport.close)
+            self._head.start(limits.header_s, self.transport.close)
 
         def _await_reader(self) -> None:
             unread = self.transport.get_write_buffer_size()
@@ -114,7 +116,7 @@ def bounded_protocol(limits: HttpLimits) -> type[H11Protocol]:
                 else:
                     self._await_reader()
 
-            self._reader = self.loop.call_later(limits.write_s, check)
+            self._reader.start(limits.write_s, check)
 
         def _read_on(self) -> None:
             """Read on while a request is answered, else nobody would notice that its client leaves.
@@ -129,7 +131,25 @@ def bounded_protocol(limits: HttpLimits) -> type[H11Protocol]:
     return BoundedProtocol
 
 
-def _cancelled(timer: asyncio.TimerHandle | None) -> None:
-    """Cancel a timer, if it runs."""
-    if timer is not None:
-        timer.cancel()
+class _Timer:
+    """One call that is due, or none."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due: asyncio.TimerHandle | None = None
+
+    @property
+    def is_running(self) -> bool:
+        """Whether a call was started and not stopped."""
+        return self._due is not None
+
+    def start(self, seconds: float, call: Callable[[], None]) -> None:
+        """Call it after so many seconds, in place of what was due."""
+        self.stop()
+        self._due = self._loop.call_later(seconds, call)
+
+    def stop(self) -> None:
+        """Forget what is due."""
+        if self._due is not None:
+            self._due.cancel()
+            self._due = None

@@ -89,7 +89,7 @@ class HttpServer:
             # uvicorn has no setting for it; a client that begins a handshake and stops would stay for 60 s.
             loop, seconds = asyncio.get_running_loop(), self._limits.header_s
             create = partial(loop.create_server, ssl_handshake_timeout=seconds)
-            loop.create_server = create  # type: ignore[method-assign, assignment]
+            loop.create_server = create  # type: ignore[method-assign]
         await self._server.serve(sockets=[self._socket])
 
     def stop(self) -> None:
