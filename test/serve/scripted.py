@@ -77,6 +77,7 @@ class ScriptedEngine:
     gate: threading.Event = field(default_factory=threading.Event)
     open: list[ScriptedAnswer] = field(default_factory=list)
     asked: list[tuple[Observation, EngineConfig]] = field(default_factory=list)
+    is_reachable: bool = True
     config: EngineConfig = field(default_factory=lambda: EngineConfig(params=SamplingParams(stop_ids=(END,))))
 
     def answer(self, observation: Observation, config: EngineConfig) -> Any:

@@ -230,6 +230,24 @@ def test_without_the_cloud_503_comes_at_once_until_it_is_back() -> None:
         asyncio.run(check(rig))
 
 
+def test_a_cloud_that_is_lost_while_nobody_asks_is_told_of_and_connected_again() -> None:
+    async def check(rig: Rig) -> None:
+        async with rig.client() as client:
+            assert (await client.get("/health")).json() == {"status": "ok"}
+            rig.source.is_there = rig.source.engines[0].is_reachable = False
+            assert rig.metric("vsd_serve_connected") == 0
+            for _ in range(2):
+                found = await client.get("/health")
+                assert (found.status_code, found.json()) == (503, {"status": "cloud_away"})
+            rig.source.is_there = True
+            rig.service._connection.ensure()
+            assert (await client.get("/health")).json() == {"status": "ok"}
+        assert len(rig.source.engines) == 2
+
+    with running() as rig:
+        asyncio.run(check(rig))
+
+
 def test_with_a_fallback_the_draft_answers_and_the_reply_says_so() -> None:
     async def check(rig: Rig) -> None:
         rig.source.is_there, rig.source.engines[0].is_lost = False, True

@@ -232,6 +232,11 @@ class Engine:
         return self._verifier.max_answers
 
     @property
+    def is_reachable(self) -> bool:
+        """Whether the target can be asked now, as far as is known, also while no answer is open."""
+        return self._verifier.is_reachable
+
+    @property
     def has_room(self) -> bool:
         """Whether one more may be opened now. One that was cancelled does not count, though it still ends."""
         return sum(not answer.is_cancelled for answer in self._open) < self.max_answers

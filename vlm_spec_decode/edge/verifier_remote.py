@@ -65,7 +65,7 @@ class CloudConnection:
         self.link = link
         self.clock = clock
         self.protocol = ClientProtocol(hello, timing, len(link.addresses))
-        self.is_started = False
+        self.is_started = self.is_closed = False
         self._inboxes: dict[int, Inbox] = {}
         self._errors: SimpleQueue[CloudError] = SimpleQueue()
         self._upkeep_s = -math.inf
@@ -160,6 +160,7 @@ class CloudConnection:
 
     def _end_answers(self) -> None:
         """Tell all who wait for an event that none will come. The last call of the link's thread."""
+        self.is_closed = True
         for inbox in self._inboxes.values():
             inbox.put(CloudUnreachable(_CLOSED))
 
@@ -281,6 +282,12 @@ class RemoteVerifier(Verifier):
     def image_limits(self) -> ImageLimits:
         """The largest picture that the cloud's target can use, by its Welcome."""
         return self._connection.protocol.image_limits
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether a cloud takes answers and was heard lately, and the connection is not closed."""
+        connection = self._connection
+        return not connection.is_closed and connection.protocol.is_heard(self._clock.now())
 
     @property
     def uplink(self) -> Uplink:

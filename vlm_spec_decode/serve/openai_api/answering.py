@@ -165,8 +165,17 @@ class AnswerService:
 
     @property
     def is_connected(self) -> bool:
-        """Whether there is an engine with its target."""
-        return self._connection.current is not None
+        """Whether there is an engine with its target, and that was heard lately."""
+        engine = cast("Engine | None", self._connection.current)
+        return engine is not None and engine.is_reachable
+
+    def check(self) -> bool:
+        """Return `is_connected`; a cloud that was lost while nobody asked is connected again."""
+        if self._connection.current is None or self.is_connected:
+            return self.is_connected
+        if not self.decoding:  # who asks it now finds out, and connects again
+            self._connection.reconnect()
+        return False
 
     @property
     def facts(self) -> str:

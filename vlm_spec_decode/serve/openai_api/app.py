@@ -208,7 +208,7 @@ class Endpoint:
 
     def health(self) -> Response:
         """Answer GET /health: 200 if questions are answered, by the target or by the draft alone."""
-        has_target = self._service.is_connected
+        has_target = self._service.check()
         is_well = has_target or self._settings.fallback == "draft"
         status = "ok" if has_target else "draft_only" if is_well else "cloud_away"
         return _json({"status": status}, 200 if is_well else 503)
