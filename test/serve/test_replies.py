@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlm_spec_decode.serve.openai_api.app import READERS
 from vlm_spec_decode.serve.openai_api.errors import ApiError
 from vlm_spec_decode.serve.openai_api.replies import StopText
-from vlm_spec_decode.serve.openai_api.requests import READERS, Question
+from vlm_spec_decode.serve.openai_api.requests import Question
 
 LETTERS = st.text(alphabet="abc", max_size=30)
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -39,12 +39,16 @@ from vlm_spec_decode.serve.openai_api.replies import (
     error_event,
     response,
 )
-from vlm_spec_decode.serve.openai_api.requests import READERS, Question
+from vlm_spec_decode.serve.openai_api.requests import Question, chat_question
+from vlm_spec_decode.serve.openai_api.responses_body import responses_question
 from vlm_spec_decode.serve.openai_api.settings import ServeSettings
 
 Found = TypeVar("Found")
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+READERS: Mapping[str, Callable[[bytes], Question]] = {CHAT: chat_question, RESPONSES: responses_question}
+"""What reads the body of each path."""
+
 MODELS, HEALTH, METRICS = "/v1/models", "/health", "/metrics"
 PUBLIC = frozenset({HEALTH})
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
@@ -256,7 +260,9 @@ class _Stream(Response):
         except ClientLeft:
             raise
         except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, the client is told
-            problem = closing() if isinstance(error, asyncio.CancelledError) else api_error(error)
+            problem = (
+                closing() if isinstance(error, asyncio.CancelledError) else api_error(error).at(self._path)
+            )
             if not self._is_begun:
                 await problem.response()(scope, receive, send)
                 return
@@ -306,7 +312,7 @@ class _Paths:
             except (ClientLeft, ClientDisconnect, BodyRefused):
                 raise  # those further out know what to do
             except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
-                found = api_error(error).response()
+                found = api_error(error).at(scope["path"]).response()
             await found(scope, receive, send)
 
     async def _respond(self, request: Request, held: ExitStack) -> Response:

@@ -59,7 +59,8 @@ class Asking:
         config = self._config(question, engine.config)
         observation = _observation(question, image)
         # Only now: a text that is too long has been refused, and its tokens are not counted.
-        tokens = sum(engine.count_tokens(turn.text) for turn in question.turns)
+        told = (*(turn.text for turn in question.turns), question.description)
+        tokens = sum(engine.count_tokens(text) for text in told if text)
         return Prepared(observation, config, tokens)
 
     def _config(self, question: Question, base: EngineConfig) -> EngineConfig:
@@ -76,10 +77,12 @@ def _observation(question: Question, image: Image | None) -> Observation:
     last = question.turns[-1].text
     if question.form == ACTIONS:
         return Observation(image, check_instruction(last), question.history)
-    turns = tuple(Turn(turn.role, turn.text, bool(turn.picture)) for turn in question.turns)
+    turns = [Turn(turn.role, turn.text, bool(turn.picture)) for turn in question.turns]
+    if question.description:
+        turns[-1] = replace(turns[-1], text=f"{last}\n{question.description}".strip())
     form = "free" if question.form == TEXT else question.form
     try:
-        chat = Chat(turns, form, question.pattern)
+        chat = Chat(tuple(turns), form, question.pattern)
     except ValueError as error:
         raise ApiError(400, str(error), code="string_above_max_length", param="messages") from error
     return Observation(image, last.strip()[:MAX_INSTRUCTION_CHARS], chat=chat)

@@ -47,6 +47,17 @@ GUARD_CODES = {
 }
 
 
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "/v1/responses": {
+        "messages": "input",
+        "max_tokens": "max_output_tokens",
+        "response_format": "text.format",
+        "image_url.url": "image_url",
+    }
+}
+"""What fields of a chat are called in the bodies of other paths."""
+
+
 class ApiError(Exception):
     """An answer that is an error. `code` is its stable name, `param` the field of the request at fault.
 
@@ -71,6 +82,17 @@ class ApiError(Exception):
         self.param = param
         self.retry_s = retry_s
         self.allow = allow
+
+    def at(self, path: str) -> ApiError:
+        """Return the error with the field's name in the bodies of a path."""
+        for chats, own in RENAMED.get(path, {}).items():
+            rest = (self.param or "").removeprefix(chats)
+            if self.param != rest and rest[:1] in ("", ".", "["):
+                text = str(self).replace(chats, own)
+                renamed = ApiError(self.status, text, kind=self.kind, code=self.code, param=own + rest)
+                renamed.retry_s, renamed.allow = self.retry_s, self.allow
+                return renamed
+        return self
 
     @property
     def body(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.core.trace import LinkUsage
 from vlm_spec_decode.edge.engine import AnswerUpdate
 from vlm_spec_decode.serve.openai_api.answering import Reply
-from vlm_spec_decode.serve.openai_api.requests import ACTIONS, SCHEMA, Question
+from vlm_spec_decode.serve.openai_api.requests import ACTIONS, Question
 
 
 @dataclass(slots=True)
@@ -227,7 +227,7 @@ def error_event(body: dict[str, Any]) -> bytes:
 
 def response(telling: Telling, reply: Reply, finish: str | None) -> dict[str, Any]:
     """Return a response that is whole (`finish` says how it ended), or is only begun."""
-    question = telling.question
+    question, echo = telling.question, telling.question.echo
     config = reply.prepared.config if reply.prepared else None
     is_cut = finish == "length"
     status = "in_progress" if finish is None else "incomplete" if is_cut else "completed"
@@ -236,32 +236,34 @@ def response(telling: Telling, reply: Reply, finish: str | None) -> dict[str, An
         "object": "response",
         "created_at": telling.created_s,
         "status": status,
+        "background": False,
         "error": None,
         "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
-        "instructions": next((turn.text for turn in question.turns[:1] if turn.role == "system"), None),
+        "instructions": echo.instructions,
         "max_output_tokens": question.max_tokens,
+        "max_tool_calls": None,
         "model": telling.model,
         "output": [] if finish is None else [_message(telling, "incomplete" if is_cut else "completed")],
-        "parallel_tool_calls": False,
+        "parallel_tool_calls": echo.parallel_tool_calls,
         "previous_response_id": None,
+        "prompt_cache_key": echo.prompt_cache_key,
+        "prompt_cache_retention": echo.prompt_cache_retention,
+        "reasoning": {"effort": None, "summary": None},
+        "safety_identifier": echo.safety_identifier,
+        "service_tier": "default",
         "store": False,
         "temperature": config.params.temperature if config else None,
+        "top_logprobs": 0,
         "top_p": question.top_p,
-        "text": {"format": _format(question)},
-        "tool_choice": "none",
+        "text": {"format": echo.format, "verbosity": "medium"},
+        "tool_choice": echo.tool_choice,
         "tools": [],
         "truncation": "disabled",
-        "metadata": {},
+        "user": echo.user,
+        "metadata": echo.metadata,
         "usage": None if finish is None else telling.usage_of_response(reply),
         "vsd": telling.own(reply),
     }
-
-
-def _format(question: Question) -> dict[str, Any]:
-    """Return the form in OpenAI's terms, which have no name for our own."""
-    if question.form != SCHEMA:
-        return {"type": "text"}
-    return {"type": SCHEMA, "name": "answer", "schema": msgspec.json.decode(question.pattern), "strict": True}
 
 
 def _message(telling: Telling, status: str) -> dict[str, Any]:
