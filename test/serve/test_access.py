@@ -141,12 +141,12 @@ async def counting(scope: Any, receive: Any, send: Any) -> None:
     if scope["type"] != "http":
         return
     if scope["path"] == "/held":
-        await _gone(receive)
+        await _disconnected(receive)
         HELD.release()
         return
     if scope["path"] == "/endless":
         await send({"type": "http.response.start", "status": 200, "headers": []})
-        gone, count = asyncio.ensure_future(_gone(receive)), 0
+        gone, count = asyncio.ensure_future(_disconnected(receive)), 0
         while not gone.done():
             await send({"type": "http.response.body", "body": bytes(65_536), "more_body": True})
             count += 1
@@ -163,7 +163,7 @@ async def counting(scope: Any, receive: Any, send: Any) -> None:
     )
 
 
-async def _gone(receive: Any) -> None:
+async def _disconnected(receive: Any) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
@@ -283,7 +283,7 @@ def test_a_client_that_does_not_read_is_cut_off(server: tuple[HttpServer, bool])
         connection.sendall(HEAD.format("endless").encode())
         while len(SENT) == before and time.monotonic() < began_s + 8:
             time.sleep(0.02)
-        assert len(SENT) > before, "it waits for ever"
+        assert len(SENT) > before, "it waits forever"
 
 
 def test_a_client_that_reads_slowly_is_served_on(server: tuple[HttpServer, bool]) -> None:

@@ -164,7 +164,7 @@ def test_no_redirect_is_followed_and_what_comes_is_bounded(host: Host, path: str
 
 
 class Trickle:
-    """A host that answers a byte at a time, for ever, as one of these texts goes on."""
+    """A host that answers a byte at a time, forever, as one of these texts goes on."""
 
     def __init__(self, beginning: bytes, piece: bytes) -> None:
         self._listener = socket.create_server(("127.0.0.1", 0))

@@ -17,10 +17,10 @@ import pytest
 from test.serve.scripted import ScriptedEngine, ScriptedSource
 from vlm_spec_decode.core.errors import ConfigError, ModelError
 from vlm_spec_decode.serve.access import AccessKeys, BindAddress, HttpLimits
-from vlm_spec_decode.serve.openai_api.answering import AnswerService, EngineTurns
 from vlm_spec_decode.serve.openai_api.app import Endpoint, make_app
-from vlm_spec_decode.serve.openai_api.asking import Asking
 from vlm_spec_decode.serve.openai_api.pictures import PictureLimits
+from vlm_spec_decode.serve.openai_api.preparation import RequestPreparer
+from vlm_spec_decode.serve.openai_api.service import AnswerService, EngineTurns
 from vlm_spec_decode.serve.openai_api.settings import ServeSettings, check_settings
 from vlm_spec_decode.serve.server import HttpServer
 
@@ -36,8 +36,8 @@ class Rig:
         serve = ServeSettings(**settings)
         self.service = AnswerService(source, serve)
         limits = PictureLimits(max_bytes=1000, max_pixels=1000)
-        asking = Asking(pictures=limits, longest_answer=100, grammar=True, sees=False)
-        self.endpoint = Endpoint(self.service, asking, serve)
+        preparer = RequestPreparer(pictures=limits, longest_answer=100, grammar=True, sees=False)
+        self.endpoint = Endpoint(self.service, preparer, serve)
         self.app = make_app(self.endpoint, AccessKeys(), HttpLimits())
 
     def client(self) -> httpx.AsyncClient:

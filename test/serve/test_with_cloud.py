@@ -19,7 +19,7 @@ from vlm_spec_decode.cloud.app import serve_on
 from vlm_spec_decode.cloud.config import CloudConfig
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.edge.settings import EdgeSettings
-from vlm_spec_decode.serve.openai_api.service import OpenAiServer, edge_timing
+from vlm_spec_decode.serve.openai_api.server import OpenAiServer, edge_timing
 from vlm_spec_decode.serve.openai_api.settings import ServeSettings
 from vlm_spec_decode.transport import keys
 from vlm_spec_decode.transport.router import RouterLink

@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import gc
 import json
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -18,6 +19,11 @@ from vlm_spec_decode.serve.openai_api.settings import ServeSettings
 
 if TYPE_CHECKING:
     from vlm_spec_decode.mission.state import MissionStatus
+
+
+SWITCH_S = 0.0005
+"""How long a thread may keep the interpreter while another one waits for it; Python's own is 5 ms. For that
+time the next pass of an answer would keep its newest text from being sent."""
 
 
 @click.command()
@@ -38,7 +44,7 @@ def serve(as_json: bool, cloud: str, is_local: bool, **given: Any) -> None:
         raise ConfigError("name a cloud (tcp://HOST:PORT), or --local for both models here; one of both")
     own = {name: given.pop(name) for name in settings_of(ServeSettings)}
     with importing():
-        from vlm_spec_decode.serve.openai_api.service import OpenAiServer, edge_timing
+        from vlm_spec_decode.serve.openai_api.server import OpenAiServer, edge_timing
 
     settings = ServeSettings(**own)
     timing = edge_timing(settings.link_silence_s, settings_of(EdgeSettings)["connect_timeout_s"].default)
@@ -55,5 +61,6 @@ def serve(as_json: bool, cloud: str, is_local: bool, **given: Any) -> None:
     click.echo(json.dumps(found) if as_json else f"serving {shown} on {server.url}/v1")
     # Everything is freed by then, so skip the garbage collection of torch's objects, which takes seconds.
     atexit.register(gc.freeze)
+    sys.setswitchinterval(SWITCH_S)
     server.serve()
     finish(as_json, {"event": "ended"}, "ended")

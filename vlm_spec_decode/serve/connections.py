@@ -1,6 +1,6 @@
 """Bounds of the connections to a server: how many, how long they may take to speak, and to read.
 
-uvicorn itself has none of these: it waits for ever for the first head of a connection, for a TLS handshake as
+uvicorn itself has none of these: it waits forever for the first head of a connection, for a TLS handshake as
 long as asyncio does (60 s), and for a client that does not read what it is sent.
 """
 

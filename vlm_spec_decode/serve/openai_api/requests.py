@@ -1,7 +1,7 @@
 """The bodies that clients send, read strictly: a field that would change the answer is obeyed or refused.
 
-`chat_question` reads the body of /v1/chat/completions into a `Question`, `responses_body` that of
-/v1/responses. Raises ApiError with the field's name; nothing else, whatever the bytes are.
+`read_chat_request` reads the body of /v1/chat/completions into a `CompletionRequest`, `responses_body` that
+of /v1/responses. Raises ApiError with the field's name; nothing else, whatever the bytes are.
 """
 
 from __future__ import annotations
@@ -161,7 +161,7 @@ class ResponseEcho:
 
 
 @dataclass(frozen=True, slots=True)
-class AskedTurn:
+class RequestTurn:
     """One turn as it was asked; `picture` is the URL of what its user shows, "" for nothing."""
 
     role: str
@@ -170,7 +170,7 @@ class AskedTurn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class CompletionRequest:
     """One request, checked as far as that needs no model. What is None is left to the server's settings.
 
     `form` is a type of `response_format`, `pattern` its expression, or its schema as JSON, `description` what
@@ -179,7 +179,7 @@ class Question:
     """
 
     model: str
-    turns: tuple[AskedTurn, ...]
+    turns: tuple[RequestTurn, ...]
     form: str = TEXT
     pattern: str = ""
     description: str = ""
@@ -198,7 +198,7 @@ class Question:
     echo: ResponseEcho = field(default_factory=ResponseEcho)
 
 
-def chat_question(data: bytes) -> Question:
+def read_chat_request(data: bytes) -> CompletionRequest:
     """Return the question in a body of /v1/chat/completions. Raises ApiError."""
     raw = read_object(data)
     options = read_stream_options(raw)
@@ -210,7 +210,7 @@ def chat_question(data: bytes) -> Question:
     named = found.json_schema or SchemaFormat("")
     check_form_fields("response_format", found.type, {"json_schema": found.json_schema}, found.regex)
     form, pattern = answer_form("response_format", found.type, named.schema, found.regex)
-    return Question(
+    return CompletionRequest(
         model=body.model,
         turns=tuple(_turn(message, at) for at, message in enumerate(body.messages)),
         form=form,
@@ -304,7 +304,7 @@ def read_stream_options(raw: Mapping[str, Any]) -> StreamOptions:
     return found
 
 
-def _turn(message: ChatMessage, at: int) -> AskedTurn:
+def _turn(message: ChatMessage, at: int) -> RequestTurn:
     where = f"messages[{at}]"
     for name in ("tool_calls", "tool_call_id", "function_call", "audio", "name"):
         if getattr(message, name):
@@ -317,12 +317,12 @@ def _turn(message: ChatMessage, at: int) -> AskedTurn:
     if parts is None:
         raise wrong(f"{where}.content", "a message without content")
     if isinstance(parts, str):
-        return asked_turn(where, message.role, parts)
+        return request_turn(where, message.role, parts)
     texts = [part.text for part in parts if isinstance(part, TextPart)]
     pictures = [part.image_url for part in parts if isinstance(part, ImagePart)]
     for picture in pictures:
         check_detail(f"{where}.content", picture.detail)
-    return asked_turn(where, message.role, "\n".join(texts), [picture.url for picture in pictures])
+    return request_turn(where, message.role, "\n".join(texts), [picture.url for picture in pictures])
 
 
 def check_detail(where: str, detail: str) -> None:
@@ -331,9 +331,9 @@ def check_detail(where: str, detail: str) -> None:
         raise unsupported(where, f"detail {detail[:20]!r}; a picture's size follows from target and uplink")
 
 
-def asked_turn(
+def request_turn(
     where: str, role: str, text: str, pictures: list[str] | None = None, *, content: str = ""
-) -> AskedTurn:
+) -> RequestTurn:
     """Return one turn; errors name the field `where`, and `content` for its text. Raises ApiError.
 
     A picture may stand alone; without one there must be a text.
@@ -348,7 +348,7 @@ def asked_turn(
     if len(found) > 1:
         raise unsupported(content, "more than one picture in a request")
     _check_text(content, text, is_needed=not found)
-    return AskedTurn(role, text, found[0] if found else "")
+    return RequestTurn(role, text, found[0] if found else "")
 
 
 def _check_text(where: str, text: str, *, is_needed: bool = True) -> None:

@@ -15,19 +15,19 @@ from vlm_spec_decode.serve.openai_api.requests import (
     OBJECT,
     SCHEMA,
     TEXT,
-    AskedTurn,
+    CompletionRequest,
     OwnOptions,
-    Question,
+    RequestTurn,
     ResponseEcho,
     answer_description,
     answer_form,
-    asked_turn,
     check_detail,
     check_form_fields,
     common_fields,
     read_body,
     read_object,
     read_stream_options,
+    request_turn,
 )
 
 NEUTRAL_OF_RESPONSES: Mapping[str, tuple[Any, ...]] = {
@@ -121,16 +121,16 @@ class ResponsesBody(Struct, forbid_unknown_fields=True):
     vsd: OwnOptions | None = None
 
 
-def responses_question(data: bytes) -> Question:
+def read_responses_request(data: bytes) -> CompletionRequest:
     """Return the question in a body of /v1/responses. Raises ApiError."""
     raw = read_object(data)
     read_stream_options(raw)
     body = read_body(raw, ResponsesBody, NEUTRAL_OF_RESPONSES)
     turns = []
     if body.instructions is not None:
-        turns.append(asked_turn("", "system", body.instructions, content="instructions"))
+        turns.append(request_turn("", "system", body.instructions, content="instructions"))
     if isinstance(body.input, str):
-        turns.append(asked_turn("", "user", body.input, content="input"))
+        turns.append(request_turn("", "user", body.input, content="input"))
     else:
         turns += [_item_turn(item, f"input[{at}]") for at, item in enumerate(body.input)]
     text = body.text or TextOptions()
@@ -140,7 +140,7 @@ def responses_question(data: bytes) -> Question:
     of_schema = {name: getattr(found, name) for name in ("name", "schema", "strict", "description")}
     check_form_fields("text.format", found.type, of_schema, found.regex)
     form, pattern = answer_form("text.format", found.type, found.schema, found.regex)
-    return Question(
+    return CompletionRequest(
         model=body.model,
         turns=tuple(turns),
         form=form,
@@ -177,15 +177,15 @@ def _echo(raw: Mapping[str, Any], body: ResponsesBody, form: FlatFormat) -> Resp
     )
 
 
-def _item_turn(item: InputItem, where: str) -> AskedTurn:
+def _item_turn(item: InputItem, where: str) -> RequestTurn:
     if item.type != "message":
         raise unsupported(f"{where}.type", f"{item.type[:40]!r}; known: message")
     if isinstance(item.content, str):
-        return asked_turn(where, item.role, item.content)
+        return request_turn(where, item.role, item.content)
     texts = [part.text for part in item.content if not isinstance(part, InputImage)]
     pictures = [part for part in item.content if isinstance(part, InputImage)]
     for picture in pictures:
         if picture.file_id:
             raise unsupported(f"{where}.file_id")
         check_detail(f"{where}.content", picture.detail)
-    return asked_turn(where, item.role, "\n".join(texts), [picture.image_url for picture in pictures])
+    return request_turn(where, item.role, "\n".join(texts), [picture.image_url for picture in pictures])
