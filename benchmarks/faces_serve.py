@@ -36,7 +36,6 @@ sys.path.insert(0, str(ROOT))
 
 from test.serve.chat_pair import write_pair
 from test.serve.conformance import KEY, Asker, cases
-from vlm_spec_decode.cli.serve import SWITCH_S
 from vlm_spec_decode.core.types import Observation
 from vlm_spec_decode.edge.api import Engine
 from vlm_spec_decode.edge.settings import EdgeSettings
@@ -174,8 +173,6 @@ def first_token(*, quick: bool) -> list[Figure]:
         [p.picture.read_bytes() for p in asked],
     )
     pairs: list[tuple[Spent, Spent]] = []
-    before_s = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_S)  # as `vsd serve` does
     with serving(ServeSettings(bind="127.0.0.1:0"), EdgeSettings()) as server:
         engine: Any = server.service.engine
         command = [sys.executable, "-c", CLIENT, server.url.removeprefix("http://"), CHAT]
@@ -214,7 +211,6 @@ def first_token(*, quick: bool) -> list[Figure]:
                 if number >= 4:  # the first of each prompt warms up
                     pairs.append((http, own))
             web.stdin.close()
-    sys.setswitchinterval(before_s)
     added_ms = statistics.median(1e3 * (http.first_s - own.first_s) for http, own in pairs)
     cpu_ms = statistics.median(1e3 * (http.cpu_s - own.cpu_s) for http, own in pairs)
     engine_ms, engine_cpu_ms = (

@@ -5,7 +5,6 @@ from __future__ import annotations
 import atexit
 import gc
 import json
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,11 +18,6 @@ from vlm_spec_decode.serve.openai_api.settings import ServeSettings
 
 if TYPE_CHECKING:
     from vlm_spec_decode.mission.state import MissionStatus
-
-
-SWITCH_S = 0.0005
-"""How long a thread may keep the interpreter while another one waits for it; Python's own is 5 ms. For that
-time the next pass of an answer would keep its newest text from being sent."""
 
 
 @click.command()
@@ -61,6 +55,5 @@ def serve(as_json: bool, cloud: str, is_local: bool, **given: Any) -> None:
     click.echo(json.dumps(found) if as_json else f"serving {shown} on {server.url}/v1")
     # Everything is freed by then, so skip the garbage collection of torch's objects, which takes seconds.
     atexit.register(gc.freeze)
-    sys.setswitchinterval(SWITCH_S)
     server.serve()
     finish(as_json, {"event": "ended"}, "ended")

@@ -263,7 +263,7 @@ def read_object(data: bytes) -> dict[str, Any]:
 
 def read_body(raw: Mapping[str, Any], kind: type[Kind], neutral: Mapping[str, tuple[Any, ...]]) -> Kind:
     """Return the body without what is neutral or harmless. Raises ApiError for what is neither."""
-    known = {each.encode_name for each in msgspec.structs.fields(kind)}
+    known = kind.__struct_encode_fields__  # `msgspec.structs.fields` evaluates all annotations at each call
     rest = {}
     for name, value in raw.items():
         if name in known:
