@@ -78,8 +78,10 @@ def bounded_protocol(limits: HttpLimits) -> type[H11Protocol]:
                 self._read_on()
 
         def handle_websocket_upgrade(self, event: Any) -> None:
-            """Hand the connection over: its head is complete."""
+            """Hand the connection over, with asyncio's own buffer: what follows has its own time-outs."""
             self._is_handed_over = True
+            self._reader.stop()
+            self.transport.set_write_buffer_limits()
             super().handle_websocket_upgrade(event)
 
         def on_response_complete(self) -> None:
