@@ -42,7 +42,7 @@ from vlm_spec_decode.edge.draft_ahead import DraftAhead
 from vlm_spec_decode.edge.hint_tree import HintTree
 from vlm_spec_decode.edge.picture_size import PictureSizer
 from vlm_spec_decode.edge.settings import EdgeSettings
-from vlm_spec_decode.edge.shared_draft import DraftArbiter, DraftProgress, NoDrafter, SharedDraft
+from vlm_spec_decode.edge.shared_draft import DraftArbiter, DraftProgress, NoDrafter, SharedDraft, step_ratio
 from vlm_spec_decode.edge.told_numbers import ToldNumbers
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy
 from vlm_spec_decode.strategies.estimators import DraftRecord
@@ -201,7 +201,7 @@ class Engine:
         self._numbers = itertools.count(1)
         self._previous: Tokens = ()
         self._answer_cache = AnswerCache()
-        self._record = DraftRecord(step_ratio=_step_ratio(drafter, verifier))
+        self._record = DraftRecord(step_ratio=step_ratio(drafter, verifier))
         self._record.step.learn(1, draft_step_s)
         self._lock = threading.RLock()
         self._open: list[_AnswerState] = []
@@ -306,9 +306,8 @@ class Engine:
     def cancel(self) -> None:
         """Abandon all open answers."""
         with self._lock:
-            answers = list(self._open)
-        for answer in answers:
-            self._cancel(answer)
+            for answer in tuple(self._open):
+                self._cancel(answer)
 
     def _cancel(self, answer: _AnswerState) -> None:
         """Abandon an answer; from any thread."""
@@ -548,10 +547,3 @@ class FirstDrafted:
             return True, False  # no draft that goes on from here says an action
         self._new = DraftedAction(action, text, chance)
         return True, True
-
-
-def _step_ratio(drafter: Model | None, verifier: Verifier) -> float:
-    """Return what a draft step takes over a step of the target, by the bytes that both read; 0: not known."""
-    if drafter is None or not verifier.target_bytes:
-        return 0.0
-    return drafter.step_bytes / verifier.target_bytes
