@@ -288,7 +288,8 @@ async def _body(request: Request) -> bytes:
     if kind != JSON:
         # A web page can send text/plain to any server without asking it first.
         raise ApiError(400, "the content type must be application/json", code="invalid_content_type")
-    return await request.body()
+    # Not `request.body()`, which would keep the bytes beside the picture's text until the answer ends.
+    return b"".join([part async for part in request.stream()])
 
 
 def _json(document: dict[str, Any], status: int = 200) -> Response:
