@@ -137,6 +137,49 @@ def test_cancel_from_another_thread_ends_the_answer() -> None:
     assert target.closed
 
 
+class SlowToCancel(LocalVerifier):
+    """Its `cancel` is held up before it does anything, as by a thread that gets no processor."""
+
+    def __init__(self, *given: object) -> None:
+        super().__init__(*given)  # type: ignore[arg-type]
+        self.is_called, self.may_go_on = threading.Event(), threading.Event()
+
+    def cancel(self) -> None:
+        self.is_called.set()
+        assert self.may_go_on.wait(5)
+        super().cancel()
+
+
+def test_a_cancel_that_comes_late_does_not_hit_the_next_answer() -> None:
+    clock = VirtualClock()
+    verifier = SlowToCancel(Script(ANSWER, clock, 0.1), clock)
+    config = EngineConfig(strategy="autoregressive", params=SamplingParams(max_tokens=200, stop_ids=(0,)))
+    eng = Engine(None, Codec(), verifier, clock, config)
+    said: list[AnswerUpdate] = []
+    first = eng.answer(OBSERVATION)
+    next(first)
+    cancelling = threading.Thread(target=first.cancel)
+    cancelling.start()
+    assert verifier.is_called.wait(5)
+
+    is_open = threading.Event()
+
+    def ask_again() -> None:
+        first.close()
+        second = eng.answer(OBSERVATION)
+        said.append(next(second))
+        is_open.set()
+        cancelling.join()
+        said.extend(second)
+
+    asking = threading.Thread(target=ask_again)
+    asking.start()
+    is_open.wait(0.2)
+    verifier.may_go_on.set()
+    asking.join()
+    assert said[-1].result is not None
+
+
 def test_a_mission_ends_when_the_plan_says_so_or_when_it_goes_nowhere() -> None:
     mission = MissionLoop(" go to the red chair ", max_steps=3)
     assert mission.instruction == "go to the red chair"

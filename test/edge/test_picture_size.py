@@ -6,6 +6,8 @@ import io
 import itertools
 import json
 import math
+import threading
+import time
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -316,3 +318,26 @@ def test_a_slow_link_is_measured_on_the_small_pictures_that_it_gets() -> None:
         rate.learn(allowed, 8 * allowed / 8e6 + 0.005)
     assert rate.bps is not None
     assert rate.bps > 4e6
+
+
+def test_threads_choose_sizes_one_after_the_other(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Several answers share a sizer: a step must not change between its choice and its check."""
+    inside, most = [], []
+    expected_bytes = PictureSizer._expected_bytes
+
+    def slowly(self: PictureSizer, *given: object) -> float:
+        inside.append(1)
+        most.append(len(inside))
+        time.sleep(0.002)
+        inside.pop()
+        return expected_bytes(self, *given)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(PictureSizer, "_expected_bytes", slowly)
+    sizer = PictureSizer(Link(uplink=Uplink(bps=2e6, measured_bytes=15_000)), 0.1)
+    data = frame(900, 600)
+    threads = [threading.Thread(target=sizer.reduce, args=(data,)) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert max(most) == 1

@@ -18,6 +18,7 @@ import vlm_spec_decode as vsd
 from test.edge.test_engine import engine as script_engine
 from vlm_spec_decode.actions.types import Done, Forward, Turn
 from vlm_spec_decode.core.config import settings_of
+from vlm_spec_decode.edge import factory
 from vlm_spec_decode.edge.api import EngineOptions, as_image
 from vlm_spec_decode.edge.factory import EdgeRuntime, EdgeSettings
 
@@ -168,3 +169,21 @@ def test_a_cloud_that_is_not_there_is_told_before_a_model_is_loaded(
 def test_models_that_are_not_there_are_a_model_error() -> None:
     with pytest.raises(vsd.ModelError):
         vsd.Engine.local(draft="/no/such/model")
+
+
+def test_a_step_of_the_draft_is_measured_once_before_any_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A second measurement, at a new connection, could run beside an answer of the same model."""
+    measured: list[object] = []
+
+    def measure(model: object, *_: object) -> tuple[float]:
+        measured.append(model)
+        return (0.25,)
+
+    monkeypatch.setattr(factory, "load_draft", lambda _settings: "a draft")
+    monkeypatch.setattr(factory, "pass_seconds", measure)
+    model = factory.DraftModel(EdgeSettings(cloud="tcp://127.0.0.1:1"))
+    assert [model.load(), model.load()] == ["a draft"] * 2
+    assert (measured, model.step_s) == (["a draft"], 0.25)
+    for unmeasured in (EdgeSettings(), EdgeSettings(cloud="tcp://127.0.0.1:1", strategy="autoregressive")):
+        factory.DraftModel(unmeasured).load()
+    assert len(measured) == 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -187,3 +188,18 @@ def test_a_cloud_that_allows_fewer_says_so_for_the_one_too_many(key_folder: Path
         finished = [step for step in steps if step.update and step.update.result]
         assert {step.answer for step in finished} == set(asked[:2])
         engine._verifier.disconnect()
+
+
+def test_a_connection_that_is_closed_ends_all_who_wait_at_once(key_folder: Path) -> None:
+    """Those whose question is sent, and those who ask a verifier of it later."""
+    with cloud(key_folder) as server, line_to(server.address) as line:
+        engine = engine_at(line.address, key_folder)
+        line.cut()
+        waiting, late = (engine.answer(question(seed), config(seed, "autoregressive")) for seed in (1, 2))
+        waiting.start()
+        threading.Timer(0.2, engine._verifier.disconnect).start()
+        began_s = time.monotonic()
+        for answer in (waiting, late):
+            with pytest.raises(CloudUnreachable, match="the connection is closed"):
+                list(answer)
+        assert time.monotonic() - began_s < 3.0

@@ -21,10 +21,10 @@ from vlm_spec_decode.core.types import (
     UNKNOWN_LIMITS,
     AnswerRequest,
     Chat,
+    ChatTurn,
     ImageLimits,
     Observation,
     SamplingParams,
-    Turn,
 )
 from vlm_spec_decode.edge.client_protocol import OLD_CLOUD, ClientProtocol, ClientState
 from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
@@ -144,7 +144,7 @@ def test_a_chat_goes_only_to_a_cloud_that_reads_it(is_older: bool) -> None:
         edge.receive(refused(), 0.0)
     edge.receive(welcome(), 0.1)
     edge.outbox.clear()
-    asked = Observation(None, "go", chat=Chat((Turn("user", "what is it"),)))
+    asked = Observation(None, "go", chat=Chat((ChatTurn("user", "what is it"),)))
     edge.open(AnswerRequest(1, asked, SamplingParams(), "speculative"), 0.2)
     sent = [codec.decode(data) for data in edge.outbox]
     assert sum(isinstance(message, wire.Open) for message in sent) == (0 if is_older else 1)

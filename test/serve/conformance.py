@@ -192,6 +192,43 @@ def _picture_before(ask: Asker) -> None:
     assert ask.told(messages=seen) != ask.told(messages=blind)
 
 
+def _picture_alone(ask: Asker) -> None:
+    parts = [{"type": "image_url", "image_url": {"url": data_url()}}]
+    found = ask.chat(messages=[{"role": "user", "content": parts}])
+    assert found.usage.completion_tokens == 12
+    items: Any = [
+        {"role": "user", "content": [{"type": "input_image", "image_url": data_url(), "detail": "auto"}]}
+    ]
+    assert ask.respond(input=items).output_text
+
+
+def _refusal(ask: Asker) -> None:
+    """What the assistant has refused before is part of the chat, as any answer of it."""
+    chats = [
+        [user("what is it"), {"role": "assistant", "content": None, "refusal": "not now"}, user("red?")],
+        [user("what is it"), {"role": "assistant", "content": "not now"}, user("red?")],
+        [user("what is it"), {"role": "assistant", "content": "a box"}, user("red?")],
+    ]
+    refused, said, other = (ask.told(messages=chat) for chat in chats)
+    assert refused == said != other
+
+
+def _description(ask: Asker) -> None:
+    """The description of a schema is told to the model: the prompt is longer, the answer perhaps another."""
+    wanted = {"name": "seen", "schema": SCHEMA}
+    plain, told = (
+        ask.chat(response_format={"type": "json_schema", "json_schema": wanted | more}, max_tokens=100)
+        for more in ({}, {"description": "the colour of the box and how far it is"})
+    )
+    assert told.usage.prompt_tokens > plain.usage.prompt_tokens
+    told_so = ask.chat(
+        text="what is it\nthe colour of the box and how far it is",
+        response_format={"type": "json_schema", "json_schema": wanted},
+        max_tokens=100,
+    )
+    assert told.choices[0].message.content == told_so.choices[0].message.content
+
+
 def _detail(ask: Asker) -> None:
     url = data_url()
     assert ask.told(messages=[user("a", url, detail="high")]) == ask.told(
@@ -331,6 +368,20 @@ def _responses_picture(ask: Asker) -> None:
     )
 
 
+def _responses_echo(ask: Asker) -> None:
+    form: Any = {"type": "json_schema", "name": "seen", "schema": SCHEMA, "strict": False}
+    form["description"] = "the box"
+    given: dict[str, Any] = {"instructions": "short", "temperature": 0.5, "top_p": 0.9, "user": "me"}
+    given |= {"metadata": {"robot": "a"}, "prompt_cache_key": "k", "max_output_tokens": 100}
+    given |= {"parallel_tool_calls": False, "tool_choice": "none"}
+    found = ask.respond(**given, text={"format": form}, extra_body={"seed": 1})
+    assert {name: getattr(found, name) for name in given} == given
+    assert found.text.format.to_dict() == form
+    plain = ask.respond(input=[{"role": "system", "content": "short"}, {"role": "user", "content": "a"}])
+    assert (plain.instructions, plain.metadata, plain.tool_choice) == (None, {}, "auto")
+    assert (plain.text.format.type, plain.parallel_tool_calls, plain.top_p) == ("text", True, 1.0)
+
+
 def _responses_schema(ask: Asker) -> None:
     wanted: Any = {"format": {"type": "json_schema", "name": "seen", "schema": SCHEMA, "strict": True}}
     found = ask.respond(text=wanted, max_output_tokens=100)
@@ -358,7 +409,10 @@ GOOD: Mapping[str, Call] = {
     "a WebP": _picture("WEBP"),
     "a picture counts": _picture_counts,
     "a picture of an earlier turn": _picture_before,
+    "a picture alone": _picture_alone,
     "detail": _detail,
+    "a refusal before": _refusal,
+    "a schema's description": _description,
     "system and developer": _system,
     "several turns": _turns,
     "a JSON schema": _schema,
@@ -378,6 +432,7 @@ GOOD: Mapping[str, Call] = {
     "responses of several turns": _responses_turns,
     "responses with a picture": _responses_picture,
     "responses with a schema": _responses_schema,
+    "settings that a response repeats": _responses_echo,
 }
 
 TOOL = {"type": "function", "function": {"name": "walk", "parameters": {"type": "object"}}}
@@ -466,6 +521,41 @@ BAD: Mapping[str, tuple[dict[str, Any], int, str | None, str | None]] = {
         "invalid_value",
         "vsd.history",
     ),
+    "a refusal beside a content": (
+        {"messages": [{"role": "assistant", "content": "a", "refusal": "b"}, user("a")]},
+        400,
+        UNSUPPORTED,
+        "messages[0].refusal",
+    ),
+    "the user's refusal": (
+        {"messages": [{"role": "user", "content": None, "refusal": "b"}]},
+        400,
+        UNSUPPORTED,
+        "messages[0].refusal",
+    ),
+    "a schema for a text": (
+        form("text", json_schema={"name": "a", "schema": {}}),
+        400,
+        "invalid_value",
+        "response_format.json_schema",
+    ),
+    "a regex for a schema": (
+        form("json_schema", json_schema={"name": "a", "schema": {}}, regex="a"),
+        400,
+        "invalid_value",
+        "response_format.regex",
+    ),
+    "actions of a picture alone": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image_url", "image_url": {"url": data_url()}}]}
+            ],
+            **form("robot_actions"),
+        },
+        400,
+        "unsupported_messages",
+        "messages",
+    ),
     "an unknown strategy": (
         {"extra_body": {"vsd": {"strategy": "luck"}}},
         400,
@@ -480,6 +570,40 @@ BAD_RESPONSES: Mapping[str, tuple[dict[str, Any], str, str]] = {
     "responses in the background": ({"background": True}, UNSUPPORTED, "background"),
     "responses with tools": ({"tools": [{"type": "web_search"}]}, UNSUPPORTED, "tools"),
     "responses with reasoning": ({"reasoning": {"effort": "high"}}, UNSUPPORTED, "reasoning"),
+    "responses: too many tokens": ({"max_output_tokens": 100_000}, "invalid_value", "max_output_tokens"),
+    "responses: the last word": (
+        {"input": [{"role": "assistant", "content": "a"}]},
+        "invalid_value",
+        "input",
+    ),
+    "responses: an empty input": ({"input": " "}, "invalid_value", "input"),
+    "responses: empty instructions": ({"instructions": ""}, "invalid_value", "instructions"),
+    "responses: an empty message": (
+        {"input": [{"role": "user", "content": ""}]},
+        "invalid_value",
+        "input[0].content",
+    ),
+    "responses: a schema that is none": (
+        {"text": {"format": {"type": "json_schema", "name": "a", "schema": {"type": "nonsense"}}}},
+        "invalid_grammar",
+        "text.format",
+    ),
+    "responses: an unknown form": ({"text": {"format": {"type": "poem"}}}, UNSUPPORTED, "text.format.type"),
+    "responses: a schema for a text": (
+        {"text": {"format": {"type": "text", "schema": {}}}},
+        "invalid_value",
+        "text.format.schema",
+    ),
+    "responses: a remote URL": (
+        {
+            "input": [
+                {"role": "user", "content": [{"type": "input_image", "image_url": "http://127.0.0.1:1/a"}]}
+            ]
+        },
+        "url_not_allowed",
+        "image_url",
+    ),
+    "responses: long metadata": ({"metadata": {"a": "b" * 513}}, "invalid_value", "metadata"),
 }
 
 

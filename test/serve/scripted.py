@@ -19,7 +19,8 @@ END = 2
 
 @dataclass
 class ScriptedAnswer:
-    """Says `WORDS`, each when `step` allows; fails before word `fails_at`."""
+    """Says `WORDS`, each when `step` allows; fails before word `fails_at`, waits
+    for its end before word `pauses_at`."""
 
     engine: ScriptedEngine
     rounds: tuple[RoundTrace, ...] = ()
@@ -34,7 +35,8 @@ class ScriptedAnswer:
 
     def _updates(self) -> Iterator[AnswerUpdate]:
         for n in range(len(WORDS)):
-            while not self.engine.gate.wait(0.005):
+            while n == self.engine.pauses_at or not self.engine.gate.wait(0.005):
+                self.is_cancelled.wait(0.005)
                 if self.is_cancelled.is_set():
                     raise Cancelled("the answer was cancelled")
             if self.engine.is_lost or n == self.engine.fails_at:
@@ -70,10 +72,12 @@ class ScriptedEngine:
 
     name: str = ""
     fails_at: int = -1
+    pauses_at: int = -1
     is_lost: bool = False
     gate: threading.Event = field(default_factory=threading.Event)
     open: list[ScriptedAnswer] = field(default_factory=list)
     asked: list[tuple[Observation, EngineConfig]] = field(default_factory=list)
+    is_reachable: bool = True
     config: EngineConfig = field(default_factory=lambda: EngineConfig(params=SamplingParams(stop_ids=(END,))))
 
     def answer(self, observation: Observation, config: EngineConfig) -> Any:

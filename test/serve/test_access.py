@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import socket
+import ssl
+import subprocess
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -25,10 +29,11 @@ from vlm_spec_decode.serve.access import (
     read_keys,
     tls_files,
 )
-from vlm_spec_decode.serve.server import STATUS, Guard, HttpServer, host_name
+from vlm_spec_decode.serve.guard import STATUS, Guard, host_name
+from vlm_spec_decode.serve.server import HttpServer
 
 KEY, OTHER = "0123456789abcdef-one", "0123456789abcdef-two"
-LIMITS = HttpLimits(body_bytes=1000, body_s=0.4, header_s=0.4, connections=8)
+LIMITS = HttpLimits(body_bytes=1000, body_s=0.4, header_s=0.4, write_s=0.4, connections=8)
 
 
 def written(folder: Path, text: str, mode: int = 0o600) -> Path:
@@ -124,9 +129,28 @@ def refuse(reason: str, text: str) -> Response:
     return PlainTextResponse(text, STATUS[reason])
 
 
+HELD = threading.Semaphore(0)
+"""Has one for each request that is answered "when its client leaves", once that has left."""
+
+SENT: list[int] = []
+"""Pieces that each endless reply has sent, once it has ended."""
+
+
 async def counting(scope: Any, receive: Any, send: Any) -> None:
-    """An app that says how long the body is."""
+    """An app that says how long the body is; `/held` waits until the client leaves, `/endless` never ends."""
     if scope["type"] != "http":
+        return
+    if scope["path"] == "/held":
+        await _disconnected(receive)
+        HELD.release()
+        return
+    if scope["path"] == "/endless":
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        gone, count = asyncio.ensure_future(_disconnected(receive)), 0
+        while not gone.done():
+            await send({"type": "http.response.body", "body": bytes(65_536), "more_body": True})
+            count += 1
+        SENT.append(count)
         return
     size = 0
     while True:
@@ -137,6 +161,11 @@ async def counting(scope: Any, receive: Any, send: Any) -> None:
     await PlainTextResponse(f"{size} {scope['state']['key'] and scope['state']['key'].name}")(
         scope, receive, send
     )
+
+
+async def _disconnected(receive: Any) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
 
 
 @pytest.fixture(params=["keys", "no keys"], scope="module")
@@ -211,6 +240,102 @@ def test_there_are_only_so_many_connections(server: tuple[HttpServer, bool]) -> 
     finally:
         for each in many:
             each.close()
+    until_s = time.monotonic() + 3
+    while spoken(port, HEAD.format("x").encode())[0] != b"200":  # the server must notice that they are gone
+        assert time.monotonic() < until_s, "closed connections count"
+
+
+HEAD = f"GET /{{}} HTTP/1.1\r\nhost: localhost\r\nauthorization: Bearer {KEY}\r\n\r\n"
+
+
+@pytest.mark.parametrize("behind", ["", "GET /x HTTP/1.1\r\n", "GET /x HTTP/1.1\r\nhost: localhost\r\n\r\n"])
+def test_a_client_that_leaves_is_noticed_whatever_it_has_sent_ahead(
+    server: tuple[HttpServer, bool], behind: str
+) -> None:
+    with socket.create_connection(("127.0.0.1", server[0].port)) as connection:
+        connection.sendall(HEAD.format("held").encode())
+        time.sleep(0.05)
+        connection.sendall(behind.encode())
+        time.sleep(0.05)
+    assert HELD.acquire(timeout=2)
+
+
+def test_what_is_sent_ahead_is_answered_in_its_turn_and_bounded(server: tuple[HttpServer, bool]) -> None:
+    port = server[0].port
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(HEAD.format("x").encode() * 3)
+        found = b""
+        while found.count(b"HTTP/1.1 200") < 3:
+            part = connection.recv(4096)
+            assert part, found
+            found += part
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(HEAD.format("held").encode())
+        with contextlib.suppress(ConnectionError):
+            connection.sendall(HEAD.format("x" * 1000).encode() * 500)
+            assert connection.recv(10) == b""
+    assert HELD.acquire(timeout=2)
+
+
+def test_a_client_that_does_not_read_is_cut_off(server: tuple[HttpServer, bool]) -> None:
+    with socket.create_connection(("127.0.0.1", server[0].port)) as connection:
+        before, began_s = len(SENT), time.monotonic()
+        connection.sendall(HEAD.format("endless").encode())
+        while len(SENT) == before and time.monotonic() < began_s + 8:
+            time.sleep(0.02)
+        assert len(SENT) > before, "it waits forever"
+
+
+def test_a_client_that_reads_slowly_is_served_on(server: tuple[HttpServer, bool]) -> None:
+    with socket.create_connection(("127.0.0.1", server[0].port), timeout=5) as connection:
+        connection.sendall(HEAD.format("endless").encode())
+        until_s = time.monotonic() + 4 * LIMITS.write_s
+        while time.monotonic() < until_s:
+            assert connection.recv(1 << 20)
+            time.sleep(0.1)
+
+
+def test_a_reply_reaches_a_client_that_still_writes(server: tuple[HttpServer, bool]) -> None:
+    """Also on a connection that is closed after it: closed on unread bytes, it would lose the reply."""
+    lines = ["POST /x HTTP/1.1", "host: evil.example", "origin: http://evil", "content-length: 3900"]
+    for last in ("connection: close", "x: y"):
+        with socket.create_connection(("127.0.0.1", server[0].port), timeout=5) as connection:
+            connection.sendall(("\r\n".join([*lines, last]) + "\r\n\r\n").encode())
+            for _ in range(3):
+                connection.sendall(b"a" * 1300)
+                time.sleep(0.02)
+            assert connection.recv(100)[9:12] == b"403"
+
+
+@pytest.fixture(scope="module")
+def tls_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[HttpServer]:
+    folder = tmp_path_factory.mktemp("tls")
+    command = (
+        "openssl req -x509 -newkey rsa:2048 -nodes -keyout key.pem -out cert.pem -days 2 -subj /CN=localhost"
+    )
+    subprocess.run(command.split(), cwd=folder, check=True, capture_output=True)
+    files = tls_files(folder / "cert.pem", folder / "key.pem")
+    app = Guard(counting, AccessKeys(), LIMITS, refuse)
+    found = HttpServer(app, BindAddress("127.0.0.1", 0), files, LIMITS)
+    found.start()
+    yield found
+    found.close()
+
+
+def test_tls_handshakes_that_never_end_are_ended_and_counted(tls_server: HttpServer) -> None:
+    port, began_s = tls_server.port, time.monotonic()
+    many = [socket.create_connection(("127.0.0.1", port), timeout=5) for _ in range(LIMITS.connections)]
+    many[0].sendall(b"\x16\x03\x01\x02")
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as one_too_many:
+        assert first_bytes(one_too_many) == b"", "handshakes count"
+    assert all(first_bytes(each) == b"" for each in many)
+    assert time.monotonic() - began_s < 3
+    for each in many:
+        each.close()
+    trusting = ssl.create_default_context()
+    trusting.check_hostname, trusting.verify_mode = False, ssl.CERT_NONE
+    with httpx.Client(base_url=tls_server.url, verify=trusting) as client:
+        assert [client.post("/x", content=b"a" * size).text for size in (0, 900)] == ["0 None", "900 None"]
 
 
 def spoken(port: int, data: bytes) -> tuple[bytes, float]:
@@ -219,13 +344,13 @@ def spoken(port: int, data: bytes) -> tuple[bytes, float]:
         began_s = time.monotonic()
         connection.settimeout(10)
         connection.sendall(data)
-        found = connection.recv(100)
+        found = first_bytes(connection, 100)
         return found[9:12], time.monotonic() - began_s
 
 
-def first_bytes(connection: socket.socket) -> bytes:
+def first_bytes(connection: socket.socket, count: int = 4) -> bytes:
     try:
-        return connection.recv(4)
+        return connection.recv(count)
     except ConnectionError:
         return b""
 

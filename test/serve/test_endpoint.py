@@ -13,10 +13,10 @@ import pytest
 
 from test.serve.chat_pair import write_pair
 from test.serve.conformance import KEY, MODEL, Asker, cases, data_url
-from vlm_spec_decode.core.types import Chat, Observation, Turn
+from vlm_spec_decode.core.types import Chat, ChatTurn, Observation
 from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.edge.settings import EdgeSettings
-from vlm_spec_decode.serve.openai_api.service import OpenAiServer
+from vlm_spec_decode.serve.openai_api.server import OpenAiServer
 from vlm_spec_decode.serve.openai_api.settings import ServeSettings
 from vlm_spec_decode.strategies.registry import STRATEGIES
 
@@ -62,7 +62,7 @@ def test_the_tokens_are_the_engines_own(server: OpenAiServer, ask: Asker, strate
     assert isinstance(engine, Engine)
     config = engine.config
     params = replace(config.params, temperature=0.8, seed=7, max_tokens=10)
-    chat = Observation(None, "what is it", chat=Chat((Turn("user", "what is it"),)))
+    chat = Observation(None, "what is it", chat=Chat((ChatTurn("user", "what is it"),)))
     answer = engine.answer(chat, replace(config, params=params, strategy=strategy, free_text=True))
     *_, last = answer
     assert last.result is not None

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import io
+import socket
 import threading
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from typing import Any
 
@@ -13,6 +17,7 @@ import pytest
 from PIL import Image as PilImage
 
 from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.serve.openai_api import pictures
 from vlm_spec_decode.serve.openai_api.errors import ApiError
 from vlm_spec_decode.serve.openai_api.pictures import PictureLimits, check_hosts, read_picture
 
@@ -27,6 +32,9 @@ def file(kind: str = "PNG", size: tuple[int, int] = (40, 30)) -> bytes:
 
 def url(data: bytes, head: str = "image/png") -> str:
     return f"data:{head};base64,{base64.b64encode(data).decode()}"
+
+
+FILES = {kind: file(kind) for kind in ("GIF", "BMP", "TIFF", "ICO", "PPM", "TGA", "JPEG2000")}
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
@@ -45,6 +53,11 @@ def test_bytes_may_also_be_percent_encoded() -> None:
     [
         (url(file("GIF")), 400, "invalid_image_format"),
         (url(file("BMP")), 400, "invalid_image_format"),
+        (url(file("TIFF")), 400, "invalid_image_format"),
+        (url(file("ICO")), 400, "invalid_image_format"),
+        (url(file("PPM")), 400, "invalid_image_format"),
+        (url(file("TGA")), 400, "invalid_image"),
+        (url(b"RIFF\0\0\0\0WAVEfmt "), 400, "invalid_image"),
         (url(file()[:20]), 400, "invalid_image"),
         (url(b""), 400, "invalid_image"),
         (url(file(size=(200, 60))), 413, "image_too_large"),
@@ -63,6 +76,16 @@ def test_what_is_no_picture_is_named(text: str, status: int, code: str) -> None:
     with pytest.raises(ApiError) as caught:
         read_picture(text, LIMITS)
     assert (caught.value.status, caught.value.code) == (status, code)
+
+
+def test_no_decoder_of_another_format_sees_a_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise AssertionError("it is opened")
+
+    monkeypatch.setattr(PilImage, "open", refuse)
+    for kind in ("GIF", "BMP", "TIFF", "ICO", "PPM", "TGA", "JPEG2000"):
+        with pytest.raises(ApiError, match="JPEG, PNG and WebP are taken"):
+            read_picture(url(FILES[kind]), LIMITS)
 
 
 class Host:
@@ -138,6 +161,86 @@ def test_no_redirect_is_followed_and_what_comes_is_bounded(host: Host, path: str
         read_picture(f"http://{host.name}/{path}", allowed)
     assert code is None or caught.value.code == code
     assert "/a.png" not in host.asked[len(before) :]
+
+
+class Trickle:
+    """A host that answers a byte at a time, forever, as one of these texts goes on."""
+
+    def __init__(self, beginning: bytes, piece: bytes) -> None:
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.name = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        self._thread = threading.Thread(target=self._serve, args=(beginning, piece))
+        self._thread.start()
+
+    def _serve(self, beginning: bytes, piece: bytes) -> None:
+        connection, _ = self._listener.accept()
+        with connection, contextlib.suppress(OSError):
+            connection.sendall(beginning)
+            while not piece and connection.recv(1000):
+                pass
+            while piece:
+                connection.sendall(piece)
+                time.sleep(0.05)
+
+    def close(self) -> None:
+        self._listener.close()
+        self._thread.join(5)
+        assert not self._thread.is_alive(), "the connection is still open"
+
+
+@pytest.mark.parametrize(
+    ("beginning", "piece"),
+    [
+        (b"", b""),
+        (b"HTTP/1.1 2", b"0"),
+        (b"HTTP/1.1 200 OK\r\n", b"a: b\r\n"),
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),
+        (b"HTTP/1.1 200 OK\r\ncontent-length: 9999\r\n\r\n", b"a"),
+    ],
+)
+def test_a_host_that_never_ends_is_left(
+    beginning: bytes, piece: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pictures, "FETCH_S", 0.3)
+    host = Trickle(beginning, piece)
+    limits, began_s = replace(LIMITS, hosts=frozenset({host.name})), time.monotonic()
+    with pytest.raises(ApiError, match="cannot be read") as caught:
+        read_picture(f"http://{host.name}/", limits)
+    assert caught.value.code == "image_fetch_failed"
+    assert time.monotonic() - began_s < 1
+    host.close()
+
+
+def test_a_name_that_is_not_found_in_time_holds_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    is_over = threading.Event()
+
+    def hang(*_: object, **__: object) -> None:
+        is_over.wait(10)
+        raise OSError("not found")
+
+    monkeypatch.setattr(pictures, "FETCH_S", 0.2)
+    monkeypatch.setattr(socket, "getaddrinfo", hang)
+    limits, began_s = replace(LIMITS, hosts=frozenset({"slow.example"})), time.monotonic()
+    threads = [threading.Thread(target=_fails, args=(limits,)) for _ in range(pictures.MAX_FETCHES)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert time.monotonic() - began_s < 3
+    with pytest.raises(ApiError, match="pictures are being fetched"):
+        read_picture("http://slow.example/a.png", limits)
+    is_over.set()
+    until_s = time.monotonic() + 5
+    while any(thread.name == "vsd-fetch" for thread in threading.enumerate()):
+        assert time.monotonic() < until_s
+        time.sleep(0.01)
+    with pytest.raises(ApiError, match="not found"):
+        read_picture("http://slow.example/a.png", limits)
+
+
+def _fails(limits: PictureLimits) -> None:
+    with pytest.raises(ApiError, match="more than"):
+        read_picture("http://slow.example/a.png", limits)
 
 
 def test_names_of_hosts_are_checked() -> None:

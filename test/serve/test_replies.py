@@ -9,16 +9,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vlm_spec_decode.serve.openai_api.app import READERS
 from vlm_spec_decode.serve.openai_api.errors import ApiError
-from vlm_spec_decode.serve.openai_api.replies import StopText
-from vlm_spec_decode.serve.openai_api.requests import READERS, Question
+from vlm_spec_decode.serve.openai_api.replies import StopSequences
+from vlm_spec_decode.serve.openai_api.requests import CompletionRequest
 
 LETTERS = st.text(alphabet="abc", max_size=30)
 
 
 @pytest.mark.parametrize("pieces", [("abc",), ("a", "b", "c"), ("ab", "c")])
 def test_of_two_stops_the_one_that_is_complete_first_holds(pieces: tuple[str, ...]) -> None:
-    stop, text, told = StopText(["b", "abc"]), "", ""
+    stop, text, told = StopSequences(["b", "abc"]), "", ""
     for piece in pieces:
         text += piece
         told += stop.feed(text, is_last=text == "abc")
@@ -31,7 +32,7 @@ def test_of_two_stops_the_one_that_is_complete_first_holds(pieces: tuple[str, ..
 def test_what_is_told_ends_before_the_first_stop_however_it_comes(
     text: str, stops: list[str], cuts: Any
 ) -> None:
-    stop, told, at = StopText(stops), "", 0
+    stop, told, at = StopSequences(stops), "", 0
     # The stop that is complete first ends the text, so that the pieces do not matter.
     complete = [(text.find(each) + len(each), text.find(each)) for each in stops if each in text]
     whole = min(complete, default=(0, len(text)))[1]
@@ -69,7 +70,7 @@ NAMES = st.sampled_from(
 MESSAGE = {"role": "user", "content": "a"}
 
 
-def read(path: str, data: bytes) -> Question | ApiError:
+def read(path: str, data: bytes) -> CompletionRequest | ApiError:
     try:
         return READERS[path](data)
     except ApiError as error:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,14 +14,15 @@ from typing import Any
 import httpx
 import pytest
 
-from test.serve.scripted import ScriptedSource
+from test.serve.scripted import ScriptedEngine, ScriptedSource
 from vlm_spec_decode.core.errors import ConfigError, ModelError
-from vlm_spec_decode.serve.access import AccessKeys, HttpLimits
-from vlm_spec_decode.serve.openai_api.answering import AnswerService
+from vlm_spec_decode.serve.access import AccessKeys, BindAddress, HttpLimits
 from vlm_spec_decode.serve.openai_api.app import Endpoint, make_app
-from vlm_spec_decode.serve.openai_api.asking import Asking
 from vlm_spec_decode.serve.openai_api.pictures import PictureLimits
+from vlm_spec_decode.serve.openai_api.preparation import RequestPreparer
+from vlm_spec_decode.serve.openai_api.service import AnswerService, EngineTurns
 from vlm_spec_decode.serve.openai_api.settings import ServeSettings, check_settings
+from vlm_spec_decode.serve.server import HttpServer
 
 PATH = "/v1/chat/completions"
 BODY = {"model": "big", "messages": [{"role": "user", "content": "count to three"}]}
@@ -33,8 +36,8 @@ class Rig:
         serve = ServeSettings(**settings)
         self.service = AnswerService(source, serve)
         limits = PictureLimits(max_bytes=1000, max_pixels=1000)
-        asking = Asking(pictures=limits, longest_answer=100, grammar=True, sees=False)
-        self.endpoint = Endpoint(self.service, asking, serve)
+        preparer = RequestPreparer(pictures=limits, longest_answer=100, grammar=True, sees=False)
+        self.endpoint = Endpoint(self.service, preparer, serve)
         self.app = make_app(self.endpoint, AccessKeys(), HttpLimits())
 
     def client(self) -> httpx.AsyncClient:
@@ -89,6 +92,70 @@ def test_requests_beyond_the_slots_wait_and_those_beyond_the_limit_are_refused()
 
     with running(answers=2, concurrency=5) as rig:
         asyncio.run(check(rig))
+
+
+def test_a_request_that_finds_no_place_is_refused_before_its_body_is_read() -> None:
+    async def check(rig: Rig) -> None:
+        async def receive() -> Any:
+            raise AssertionError("the body is read")
+
+        sent: list[Any] = []
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        rig.source.engines[0].gate.clear()
+        first = asyncio.create_task(rig.ask())
+        await until(lambda: rig.service.under_way == 1)
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": PATH, "headers": headers, "query_string": b""}
+        await rig.app(scope, receive, send)
+        assert sent[0]["status"] == 429
+        rig.source.engines[0].gate.set()
+        assert (await first).status_code == 200
+
+    with running(concurrency=1) as rig:
+        asyncio.run(check(rig))
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("stream", [False, True])
+def test_who_is_served_at_the_end_of_the_server_is_told(stream: bool) -> None:
+    """One whose body is under way, one whose answer is, and one whose stream has begun."""
+    with running() as rig:
+        engine = rig.source.engines[0]
+        server = HttpServer(rig.app, BindAddress("127.0.0.1", 0), grace_s=1.0)
+        server.start()
+        body = json.dumps({**BODY, "stream": stream}).encode()
+        lines = [f"POST {PATH} HTTP/1.1", "host: localhost", "content-type: application/json"]
+        head = "\r\n".join([*lines, f"content-length: {len(body)}", "", ""]).encode()
+        if stream:
+            engine.pauses_at = 1
+        else:
+            engine.gate.clear()
+        with (
+            socket.create_connection(("127.0.0.1", server.port), timeout=10) as sending,
+            socket.create_connection(("127.0.0.1", server.port), timeout=10) as waiting,
+        ):
+            sending.sendall(head + body[:5])
+            waiting.sendall(head + body)
+            until_s = time.monotonic() + 5
+            while not engine.asked and time.monotonic() < until_s:
+                time.sleep(0.01)
+            threading.Timer(0.2, server.stop).start()
+            found = [rest_of(each) for each in (sending, waiting)]
+        server.close()
+    assert b" 503 " in found[0]
+    assert b'"code":"server_closing"' in found[0]
+    assert (b" 200 " if stream else b" 503 ") in found[1]
+    assert b'"code":"server_closing"' in found[1]
+
+
+def rest_of(connection: socket.socket) -> bytes:
+    found = b""
+    while part := connection.recv(4096):
+        found += part
+    return found
 
 
 @pytest.mark.parametrize("stream", [False, True])
@@ -163,6 +230,24 @@ def test_without_the_cloud_503_comes_at_once_until_it_is_back() -> None:
         asyncio.run(check(rig))
 
 
+def test_a_cloud_that_is_lost_while_nobody_asks_is_told_of_and_connected_again() -> None:
+    async def check(rig: Rig) -> None:
+        async with rig.client() as client:
+            assert (await client.get("/health")).json() == {"status": "ok"}
+            rig.source.is_there = rig.source.engines[0].is_reachable = False
+            assert rig.metric("vsd_serve_connected") == 0
+            for _ in range(2):
+                found = await client.get("/health")
+                assert (found.status_code, found.json()) == (503, {"status": "cloud_away"})
+            rig.source.is_there = True
+            rig.service._connection.ensure()
+            assert (await client.get("/health")).json() == {"status": "ok"}
+        assert len(rig.source.engines) == 2
+
+    with running() as rig:
+        asyncio.run(check(rig))
+
+
 def test_with_a_fallback_the_draft_answers_and_the_reply_says_so() -> None:
     async def check(rig: Rig) -> None:
         rig.source.is_there, rig.source.engines[0].is_lost = False, True
@@ -231,3 +316,47 @@ def test_an_unexpected_error_says_nothing_of_the_inside() -> None:
 
     with running() as rig:
         asyncio.run(check(rig))
+
+
+def test_around_a_reconnection_answers_of_one_engine_run_at_a_time() -> None:
+    """Two engines of one cloud, the one that is given up and the new one, share the draft model, too."""
+
+    async def check(rig: Rig) -> None:
+        old = rig.source.engines[0]
+        old.gate.clear()
+        before = asyncio.create_task(rig.ask())
+        await until(lambda: len(old.open) == 1)
+        rig.service._connection.reconnect()
+        await until(lambda: len(rig.source.engines) == 2)
+        new = rig.source.engines[1]
+        after = [asyncio.create_task(rig.ask()) for _ in range(2)]
+        await asyncio.sleep(0.1)
+        assert not new.asked, "both engines decode"
+        old.gate.set()
+        assert [told(await each) for each in (before, *after)] == ["one two three "] * 3
+        assert len(new.asked) == 2
+
+    with running(answers=3) as rig:
+        asyncio.run(check(rig))
+
+
+def test_turns_go_to_the_engines_in_the_order_of_who_asks() -> None:
+    turns, order = EngineTurns(), list[str]()
+    engines: Any = {"a": ScriptedEngine(), "b": ScriptedEngine()}
+
+    def run(name: str, number: int) -> None:
+        with turns.of(engines[name]):
+            order.append(f"{name}{number}")
+            time.sleep(0.02)
+
+    with turns.of(engines["a"]):
+        threads = []
+        for name, number in (("b", 1), ("a", 2), ("b", 3)):
+            threads.append(threading.Thread(target=run, args=(name, number)))
+            threads[-1].start()
+            while len(turns._waiting) < len(threads):
+                time.sleep(0.001)
+        assert not order, "who asks later passes one who waits"
+    for thread in threads:
+        thread.join()
+    assert order == ["b1", "a2", "b3"]

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
@@ -18,7 +19,7 @@ from vlm_spec_decode.cloud.app import serve_on
 from vlm_spec_decode.cloud.config import CloudConfig
 from vlm_spec_decode.cloud.server import CloudServer
 from vlm_spec_decode.edge.settings import EdgeSettings
-from vlm_spec_decode.serve.openai_api.service import OpenAiServer, edge_timing
+from vlm_spec_decode.serve.openai_api.server import OpenAiServer, edge_timing
 from vlm_spec_decode.serve.openai_api.settings import ServeSettings
 from vlm_spec_decode.transport import keys
 from vlm_spec_decode.transport.router import RouterLink
@@ -46,7 +47,7 @@ def rig(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Rig]:
     thread = threading.Thread(target=cloud.serve)
     thread.start()
     edge = EdgeSettings(
-        cloud=cloud.address, keys=folder / "keys", draft=str(draft), timing=edge_timing(0.6, 4.0)
+        cloud=cloud.address, keys=folder / "keys", draft=str(draft), timing=edge_timing(1.5, 4.0)
     )
     far = started(ServeSettings(bind="127.0.0.1:0", fallback="draft"), edge)
     near = started(ServeSettings(bind="127.0.0.1:0"), EdgeSettings(draft=str(draft), target=str(target)))
@@ -116,9 +117,19 @@ def test_who_leaves_ends_the_answer_in_the_cloud(rig: Rig) -> None:
     assert not rig.cloud.protocol.requests
 
 
+def health(rig: Rig) -> str:
+    return str(httpx.get(f"{rig.far_server.url}/health").json()["status"])
+
+
 def test_without_its_cloud_the_draft_answers_and_says_so(rig: Rig) -> None:
     """The last one: it ends the cloud."""
+    assert health(rig) == "ok"
     rig.cloud.stop()
+    until_s = time.monotonic() + 6
+    while health(rig) == "ok":  # nobody has asked since
+        assert time.monotonic() < until_s
+        time.sleep(0.05)
+    assert health(rig) == "draft_only"
     found = rig.far.chat()
     assert (found.vsd["verified"], found.choices[0].finish_reason) == (False, "length")
     assert found.model != MODEL

@@ -38,7 +38,7 @@ def serve(as_json: bool, cloud: str, is_local: bool, **given: Any) -> None:
         raise ConfigError("name a cloud (tcp://HOST:PORT), or --local for both models here; one of both")
     own = {name: given.pop(name) for name in settings_of(ServeSettings)}
     with importing():
-        from vlm_spec_decode.serve.openai_api.service import OpenAiServer, edge_timing
+        from vlm_spec_decode.serve.openai_api.server import OpenAiServer, edge_timing
 
     settings = ServeSettings(**own)
     timing = edge_timing(settings.link_silence_s, settings_of(EdgeSettings)["connect_timeout_s"].default)

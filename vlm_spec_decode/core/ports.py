@@ -393,6 +393,11 @@ class Verifier(ABC):
         return ""
 
     @property
+    def is_reachable(self) -> bool:
+        """Whether the target can be asked now, as far as is known, also while no answer is open."""
+        return True
+
+    @property
     def image_limits(self) -> ImageLimits:
         """The largest picture that the target can use; without bounds if it is not known."""
         return UNKNOWN_LIMITS

@@ -92,7 +92,7 @@ MAX_CHAT_TURNS, MAX_CHAT_BYTES = 64, 48 * 1024
 
 
 @dataclass(frozen=True, slots=True)
-class Turn:
+class ChatTurn:
     """One turn of a chat; with `sees` the picture stands before its text."""
 
     role: str
@@ -108,7 +108,7 @@ class Chat:
     both ends were started with. Raises ValueError for turns or a form that no chat has.
     """
 
-    turns: tuple[Turn, ...]
+    turns: tuple[ChatTurn, ...]
     form: str = "free"
     pattern: str = ""
 

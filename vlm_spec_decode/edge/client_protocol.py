@@ -116,6 +116,12 @@ class ClientProtocol:
         """Whether the present cloud has sent a Welcome and takes answers."""
         return self.state is ClientState.ANSWERING or self.state is ClientState.READY
 
+    def is_heard(self, now_s: float) -> bool:
+        """Return whether a cloud takes answers and was heard lately: it is pinged while none is open, too."""
+        silent_s = now_s - self._last_received_s
+        longest_s = self.timing.total_timeout_s(was_welcomed=True, clouds=self._clouds) + self.timing.ping_s
+        return self.is_welcome and silent_s <= longest_s
+
     @property
     def uplink(self) -> Uplink:
         """The link as the images so far have found it."""

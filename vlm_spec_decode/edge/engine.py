@@ -42,7 +42,7 @@ from vlm_spec_decode.edge.draft_ahead import DraftAhead
 from vlm_spec_decode.edge.hint_tree import HintTree
 from vlm_spec_decode.edge.picture_size import PictureSizer
 from vlm_spec_decode.edge.settings import EdgeSettings
-from vlm_spec_decode.edge.shared_draft import DraftArbiter, DraftProgress, NoDrafter, SharedDraft
+from vlm_spec_decode.edge.shared_draft import DraftArbiter, DraftProgress, NoDrafter, SharedDraft, step_ratio
 from vlm_spec_decode.edge.told_numbers import ToldNumbers
 from vlm_spec_decode.strategies.base import EdgeConfig, Strategy
 from vlm_spec_decode.strategies.estimators import DraftRecord
@@ -140,8 +140,8 @@ class DecodedAnswer(Iterator[AnswerUpdate]):
         return next(self._updates)
 
     def cancel(self) -> None:
-        """Abandon the answer, here and at the cloud."""
-        self._state.cancel()
+        """Abandon the answer, here and at the cloud. One that has ended stays as it is."""
+        self._engine._cancel(self._state)
 
     def close(self) -> None:
         """End the answer, here and at the cloud, and free what it holds. Idempotent."""
@@ -173,12 +173,6 @@ class _AnswerState:
     is_begun: bool = False
     is_cancelled: bool = False
 
-    def cancel(self) -> None:
-        """Abandon it; from any thread."""
-        self.is_cancelled = True
-        if verifier := self.verifier:
-            verifier.cancel()
-
 
 class Engine:
     """Decodes answers, several at a time if the verifier can; `cancel` may be called from any thread.
@@ -207,7 +201,7 @@ class Engine:
         self._numbers = itertools.count(1)
         self._previous: Tokens = ()
         self._answer_cache = AnswerCache()
-        self._record = DraftRecord(step_ratio=_step_ratio(drafter, verifier))
+        self._record = DraftRecord(step_ratio=step_ratio(drafter, verifier))
         self._record.step.learn(1, draft_step_s)
         self._lock = threading.RLock()
         self._open: list[_AnswerState] = []
@@ -236,6 +230,11 @@ class Engine:
     def max_answers(self) -> int:
         """How many answers may be open at once."""
         return self._verifier.max_answers
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether the target can be asked now, as far as is known, also while no answer is open."""
+        return self._verifier.is_reachable
 
     @property
     def has_room(self) -> bool:
@@ -307,9 +306,17 @@ class Engine:
     def cancel(self) -> None:
         """Abandon all open answers."""
         with self._lock:
-            answers = list(self._open)
-        for answer in answers:
-            answer.cancel()
+            for answer in tuple(self._open):
+                self._cancel(answer)
+
+    def _cancel(self, answer: _AnswerState) -> None:
+        """Abandon an answer; from any thread."""
+        # Under the lock under which verifiers are handed out: else the answer might end in between, and
+        # the next one at its verifier be cancelled. No verifier waits in `cancel`.
+        with self._lock:
+            answer.is_cancelled = True
+            if answer.verifier is not None:
+                answer.verifier.cancel()
 
     # Opening and ending --------------------------------------------------------------------------
 
@@ -540,10 +547,3 @@ class FirstDrafted:
             return True, False  # no draft that goes on from here says an action
         self._new = DraftedAction(action, text, chance)
         return True, True
-
-
-def _step_ratio(drafter: Model | None, verifier: Verifier) -> float:
-    """Return what a draft step takes over a step of the target, by the bytes that both read; 0: not known."""
-    if drafter is None or not verifier.target_bytes:
-        return 0.0
-    return drafter.step_bytes / verifier.target_bytes

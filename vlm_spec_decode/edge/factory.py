@@ -60,8 +60,8 @@ class EdgeRuntime:
         self.verifier.disconnect()
 
 
-def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRuntime:
-    """Load the models, and connect to the cloud if one is named. A `draft` that is loaded is used as it is.
+def bring_up(settings: EdgeSettings, draft_model: DraftModel | None = None) -> EdgeRuntime:
+    """Load the models, and connect to the cloud if one is named. A `draft_model` is loaded only once.
 
     Raises ConfigError, ModelError, VocabularyMismatch, CloudUnreachable or CloudRefused.
     """
@@ -75,6 +75,7 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
         import_engines(draft_source, *([] if settings.cloud else [target_source]))
 
     target: LoadedModel | None = None
+    draft = draft_model.load() if draft_model else None
     if draft is None and not settings.cloud and _is_target_alone(settings):
         # Its tokenizer is all that a strategy without drafts wants of a draft.
         draft = target = load_model(target_source, threads=settings.threads, role="target")
@@ -105,10 +106,7 @@ def bring_up(settings: EdgeSettings, draft: LoadedModel | None = None) -> EdgeRu
     except BaseException:
         verifier.disconnect()
         raise
-    drafts = strategy(settings.strategy).drafts
-    step_s = pass_seconds(draft, clock, 0)[0] if drafts else 0.0
-    if drafts and hardware:
-        step_s = max(step_s, hardware.draft_s(1))
+    step_s = draft_model.step_s if draft_model else draft_step_s(settings, draft)
     engine = Engine(drafter, draft.codec, verifier, clock, config, draft_step_s=step_s)
     return EdgeRuntime(engine, verifier, draft, (welcome.model_id, welcome.revision))
 
@@ -148,6 +146,14 @@ def load_draft(settings: EdgeSettings) -> LoadedModel:
         source = settings.draft or shipped("draft")
         import_engines(source)
     return load_model(source, threads=settings.threads, role="draft")
+
+
+def draft_step_s(settings: EdgeSettings, draft: LoadedModel) -> float:
+    """Return what a step of the draft takes (seconds), by running it; 0 if nothing is drafted for a cloud."""
+    if not settings.cloud or not strategy(settings.strategy).drafts:
+        return 0.0
+    step_s = pass_seconds(draft, WallClock(), 0)[0]
+    return max(step_s, settings.hardware.draft_s(1)) if settings.hardware else step_s
 
 
 def make_hello(card: ModelCard, answer_language: Language) -> Hello:
@@ -279,6 +285,9 @@ def run_manifest(settings: EdgeSettings, runtime: EdgeRuntime) -> dict[str, Any]
 class DraftModel:
     """The draft model of some settings, loaded at its first use and kept when the cloud is lost.
 
+    `step_s` is what a step of it takes, measured when it is loaded: later answers may be using it, and one
+    thread at a time may run a model.
+
     It can also answer alone, for a robot that has lost its cloud. Such answers are not verified: the caller
     must mark every plan made from them as unverified, and reduced limits then apply.
     """
@@ -287,11 +296,15 @@ class DraftModel:
         self._settings = settings
         self._model: LoadedModel | None = None
         self._loading = threading.Lock()
+        self.step_s = 0.0
 
     def load(self) -> LoadedModel:
         """Return the model. Raises ModelError if it cannot be loaded."""
         with self._loading:
-            self._model = self._model or load_draft(self._settings)
+            if self._model is None:
+                model = load_draft(self._settings)
+                self.step_s = draft_step_s(self._settings, model)
+                self._model = model
             return self._model
 
     def standalone_engine(self) -> Engine:

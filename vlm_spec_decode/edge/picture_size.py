@@ -8,6 +8,7 @@ JPEG as the target, whose name is its digest.
 from __future__ import annotations
 
 import math
+import threading
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -60,13 +61,17 @@ class FixedDestination:
 
 
 class PictureSizer:
-    """Reduces pictures for one destination. `budget_s`: how long one may take on the uplink (seconds)."""
+    """Reduces pictures for one destination. `budget_s`: how long one may take on the uplink (seconds).
+
+    From any thread: the lock is held while a size is chosen, not while a picture is encoded.
+    """
 
     def __init__(self, destination: Destination, budget_s: float) -> None:
         self._destination = destination
         self._budget_s = budget_s
         self._step = LADDER.index(USUAL_WIDTH_PX)
         self._bytes_per_pixel = RunningMean(USUAL_BYTES_PER_PIXEL, rate=0.5, trust=0)
+        self._lock = threading.Lock()
 
     def reduce(self, data: bytes) -> Image:
         """Return the picture in a file's bytes as both models will see it: an upright JPEG.
@@ -75,11 +80,7 @@ class PictureSizer:
         """
         rgb, is_upright_jpeg = decode_frame(data)
         useful, allowed = self._bounds(rgb.size)
-        is_larger = rgb.width > min(LADDER[self._step], useful)
-        fits = len(data) <= allowed * (HEADROOM if is_larger else 1.0)
-        if is_upright_jpeg and rgb.width <= useful and fits:
-            if math.isfinite(allowed):
-                self._step = max(self._step, _step_above(rgb.width))
+        if is_upright_jpeg and rgb.width <= useful and self._passes(rgb.width, len(data), useful, allowed):
             return DECODED.add(Image(data, rgb.width, rgb.height), rgb)
         return self._encode(rgb, useful, allowed)
 
@@ -96,29 +97,40 @@ class PictureSizer:
             return min(useful, USUAL_WIDTH_PX), math.inf
         return useful, allowed
 
+    def _passes(self, width: int, num_bytes: int, useful: int, allowed: float) -> bool:
+        """Tell whether a JPEG of a useful width arrives in time as it is; the step then becomes its own."""
+        with self._lock:
+            is_larger = width > min(LADDER[self._step], useful)
+            fits = num_bytes <= allowed * (HEADROOM if is_larger else 1.0)
+            if fits and math.isfinite(allowed):
+                self._step = max(self._step, _step_above(width))
+            return fits
+
     def _encode(self, rgb: PilImage.Image, useful: int, allowed: float) -> Image:
         if math.isinf(allowed):
             return self._jpeg(rgb, useful)
-        self._choose(rgb.size, useful, allowed)
-        image = self._jpeg(rgb, min(LADDER[self._step], useful))
+        image = self._jpeg(rgb, self._choose(rgb.size, useful, allowed))
         # The estimate was too low: each turn is at least a step narrower, so this ends at the lowest.
         while len(image.jpeg) > allowed and image.width > MIN_WIDTH_PX:
-            self._step = max(0, _step_above(image.width) - 1)
-            self._go_down(rgb.size, useful, allowed)
-            image = self._jpeg(rgb, min(LADDER[self._step], useful))
+            narrower = max(0, _step_above(image.width) - 1)
+            image = self._jpeg(rgb, self._choose(rgb.size, useful, allowed, most=narrower))
         return image
 
-    def _choose(self, size: Size, useful: int, allowed: float) -> None:
-        """Set the step for a picture: down as far as necessary, or up as far as there is room to spare."""
-        self._go_down(size, useful, allowed)
-        while LADDER[self._step] < useful:
-            if self._expected_bytes(self._step + 1, size, useful) > HEADROOM * allowed:
-                return
-            self._step += 1
+    def _choose(self, size: Size, useful: int, allowed: float, most: int | None = None) -> int:
+        """Return the width for a picture: down as far as necessary, or up as far as there is room to spare.
 
-    def _go_down(self, size: Size, useful: int, allowed: float) -> None:
-        while self._step and self._expected_bytes(self._step, size, useful) > allowed:
-            self._step -= 1
+        With `most` that step at most: the picture has turned out larger than was expected.
+        """
+        with self._lock:
+            step = self._step if most is None else min(self._step, most)
+            while step and self._expected_bytes(step, size, useful) > allowed:
+                step -= 1
+            while most is None and LADDER[step] < useful:
+                if self._expected_bytes(step + 1, size, useful) > HEADROOM * allowed:
+                    break
+                step += 1
+            self._step = step
+            return min(LADDER[step], useful)
 
     def _expected_bytes(self, step: int, size: Size, useful: int) -> float:
         width = min(LADDER[step], useful)
@@ -127,7 +139,8 @@ class PictureSizer:
 
     def _jpeg(self, rgb: PilImage.Image, width: int) -> Image:
         image = small_jpeg(rgb, width)
-        self._bytes_per_pixel.learn(len(image.jpeg) / (image.width * image.height))
+        with self._lock:
+            self._bytes_per_pixel.learn(len(image.jpeg) / (image.width * image.height))
         return image
 
 

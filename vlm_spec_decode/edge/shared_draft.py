@@ -43,6 +43,7 @@ from vlm_spec_decode.core.ports import (
     ScoreRequest,
     Scores,
     Tree,
+    Verifier,
     WrappedContext,
 )
 from vlm_spec_decode.core.processes import Processes
@@ -340,3 +341,10 @@ class NoDrafter(ModelContext):
 
     def close(self) -> None:
         """Do nothing."""
+
+
+def step_ratio(drafter: Model | None, verifier: Verifier) -> float:
+    """Return what a draft step takes over a step of the target, by the bytes that both read; 0: not known."""
+    if drafter is None or not verifier.target_bytes:
+        return 0.0
+    return drafter.step_bytes / verifier.target_bytes

@@ -43,6 +43,8 @@ _HANDSHAKE_FAILED = {
 _NETWORK_FAILURES = frozenset({HandshakeFailure.PROTOCOL, HandshakeFailure.BROKEN})
 """With these reasons an edge that had a Welcome before knows that the network failed, not the keys."""
 
+_CLOSED = "the connection is closed"
+
 _BROKE_OFF = "a new handshake broke off"
 
 UPKEEP_S = 0.05
@@ -63,7 +65,7 @@ class CloudConnection:
         self.link = link
         self.clock = clock
         self.protocol = ClientProtocol(hello, timing, len(link.addresses))
-        self.is_started = False
+        self.is_started = self.is_closed = False
         self._inboxes: dict[int, Inbox] = {}
         self._errors: SimpleQueue[CloudError] = SimpleQueue()
         self._upkeep_s = -math.inf
@@ -74,7 +76,7 @@ class CloudConnection:
         """Do the handshake. Raises CloudUnreachable, CloudRefused."""
         if not self.is_started:
             self.is_started = True
-            self.link.start(self._on_message, self._flush)
+            self.link.start(self._on_message, self._flush, self._end_answers)
         self._welcomed.clear()
         while not self._errors.empty():
             self._errors.get_nowait()
@@ -91,13 +93,14 @@ class CloudConnection:
         return self.protocol.welcome
 
     def open(self, request: AnswerRequest, inbox: Inbox, traffic: Traffic) -> None:
-        """Open an answer; what comes for it goes to `inbox`."""
+        """Open an answer; what comes for it goes to `inbox`, at once CloudUnreachable after `disconnect`."""
 
         def begin() -> None:
             self._inboxes[request.answer] = inbox
             self.protocol.open(request, self.clock.now(), traffic)
 
-        self.run_on_link_thread(begin)
+        if not self.run_on_link_thread(begin):
+            inbox.put(CloudUnreachable(_CLOSED))
 
     def close(self, answer: int) -> None:
         """Close an answer; the others go on."""
@@ -108,9 +111,9 @@ class CloudConnection:
 
         self.run_on_link_thread(end)
 
-    def run_on_link_thread(self, call: Callable[[], None]) -> None:
-        """Do this soon; the link flushes after it (`DealerLink.start`)."""
-        self.link.post(call)
+    def run_on_link_thread(self, call: Callable[[], None]) -> bool:
+        """Do this soon; the link flushes after it (`DealerLink.start`). False: its thread has ended."""
+        return self.link.post(call)
 
     def unreachable(self, detail: str) -> CloudUnreachable:
         """Return the error that says what is known of a cloud that does not answer."""
@@ -154,6 +157,12 @@ class CloudConnection:
                 for inbox in self._inboxes.values():
                     inbox.put(event)
         return has_any
+
+    def _end_answers(self) -> None:
+        """Tell all who wait for an event that none will come. The last call of the link's thread."""
+        self.is_closed = True
+        for inbox in self._inboxes.values():
+            inbox.put(CloudUnreachable(_CLOSED))
 
     # On the caller's thread ----------------------------------------------------------------------
 
@@ -273,6 +282,12 @@ class RemoteVerifier(Verifier):
     def image_limits(self) -> ImageLimits:
         """The largest picture that the cloud's target can use, by its Welcome."""
         return self._connection.protocol.image_limits
+
+    @property
+    def is_reachable(self) -> bool:
+        """Whether a cloud takes answers and was heard lately, and the connection is not closed."""
+        connection = self._connection
+        return not connection.is_closed and connection.protocol.is_heard(self._clock.now())
 
     @property
     def uplink(self) -> Uplink:

@@ -41,7 +41,7 @@ class EdgeEngineSource:
         With several clouds, the one that it was connected to last is tried first.
         """
         self.close()
-        self._runtime = bring_up(self._settings, self._model.load())
+        self._runtime = bring_up(self._settings, self._model)
         if self._watch is not None:
             self._runtime.engine.trace_with(self._watch(self._runtime.draft.codec.decode))
         return self._runtime.engine

@@ -19,6 +19,7 @@ from vlm_spec_decode.core.types import (
     UNKNOWN_LIMITS,
     AnswerRequest,
     Chat,
+    ChatTurn,
     Commit,
     Correction,
     DraftMessage,
@@ -31,7 +32,6 @@ from vlm_spec_decode.core.types import (
     SamplingParams,
     Size,
     Tokens,
-    Turn,
 )
 from vlm_spec_decode.decoding.tree import chain_parents
 from vlm_spec_decode.protocol import distributions
@@ -245,7 +245,7 @@ def observed(message: Open, image: Image | None) -> Observation:
     if message.chat is not None:
         turns, form, pattern = message.chat
         try:
-            chat = Chat(tuple(Turn(*turn) for turn in turns), form, pattern)
+            chat = Chat(tuple(ChatTurn(*turn) for turn in turns), form, pattern)
         except ValueError as error:
             raise ProtocolError(str(error)) from error
         if chat.num_seen != bool(message.image_bytes):

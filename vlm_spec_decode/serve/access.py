@@ -1,6 +1,6 @@
 """Who may use what is served over HTTP: keys, the loopback rule, TLS files, and limits of one server.
 
-Shared by everything in `serve`. Imports no HTTP library: `serve.server` applies what is decided here.
+Shared by everything in `serve`. Imports no HTTP library: `serve.guard` applies what is decided here.
 """
 
 from __future__ import annotations
@@ -178,12 +178,14 @@ class HttpLimits:
     """What one server gives its clients.
 
     `body_bytes` is the largest body, `body_s` how long one may take to arrive, `header_s` how long a
-    connection may take to send a request's head, `connections` how many may be open at a time.
+    connection may take to send a request's head or for its TLS handshake, `write_s` how long a client may
+    leave a reply unread, `connections` how many may be open at a time.
     """
 
     body_bytes: int = 16 * 1024 * 1024
     body_s: float = 10.0
     header_s: float = 5.0
+    write_s: float = 10.0
     connections: int = 512
 
 

@@ -71,6 +71,8 @@ class DealerLink:
         self._delayed: list[_DelayedMessage] = []
         self._seq = itertools.count()
         self._calls: SimpleQueue[Callable[[], None]] = SimpleQueue()
+        self._posting = threading.Lock()
+        self._takes_calls = True
         require_descriptors(EDGE_NEEDS, "a connection to a cloud")
         self._context = zmq.Context()
         self._waker = Waker()
@@ -84,19 +86,29 @@ class DealerLink:
         """Why handshakes failed since one succeeded."""
         return set(self._connection.failures) if self._connection else set()
 
-    def start(self, on_message: Callable[[bytes], None], on_tick: Callable[[], None]) -> None:
+    def start(
+        self,
+        on_message: Callable[[bytes], None],
+        on_tick: Callable[[], None],
+        on_end: Callable[[], None] = lambda: None,
+    ) -> None:
         """Connect and start the link's thread.
 
-        `on_tick` is called every 50 ms and after what came together, messages and posted calls.
+        `on_tick` is called every 50 ms and after what came together, messages and posted calls; `on_end`
+        once, when the thread ends: all posted calls have run by then, and no more are taken.
         """
-        run = (on_message, on_tick)
+        run = (on_message, on_tick, on_end)
         self._thread = threading.Thread(target=self._run, args=run, name="vsd-link", daemon=True)
         self._thread.start()
 
-    def post(self, call: Callable[[], None]) -> None:
-        """Run `call` on the link's thread soon. May be called from any thread."""
-        self._calls.put(call)
+    def post(self, call: Callable[[], None]) -> bool:
+        """Run `call` on the link's thread soon; return False if that has ended. From any thread."""
+        with self._posting:
+            if not self._takes_calls:
+                return False
+            self._calls.put(call)
         self._waker.wake()
+        return True
 
     def send(self, data: bytes) -> None:
         """Send one message. Only from the link's thread, that is from a callback."""
@@ -138,7 +150,9 @@ class DealerLink:
         self._waker.close()
         self._context.term()
 
-    def _run(self, on_message: Callable[[bytes], None], on_tick: Callable[[], None]) -> None:
+    def _run(
+        self, on_message: Callable[[bytes], None], on_tick: Callable[[], None], on_end: Callable[[], None]
+    ) -> None:
         ipv6 = self._needs_ipv6[self.address]
         self._connection = Connection(self._context, self.address, self._keys, ipv6=ipv6)
         try:
@@ -154,9 +168,12 @@ class DealerLink:
                     self._drain_connection(on_message)
                 self._deliver_due(on_message)
                 on_tick()
+            self._refuse_calls()
             self._drain_calls()
             on_tick()
         finally:
+            self._refuse_calls()  # also after an error
+            on_end()
             self._connection.close(200 if not self._emulation else 0)
 
     def _poller(self, connection: Connection) -> zmq.Poller:
@@ -165,6 +182,10 @@ class DealerLink:
         for socket in connection.sockets():
             poller.register(socket, zmq.POLLIN)
         return poller
+
+    def _refuse_calls(self) -> None:
+        with self._posting:
+            self._takes_calls = False
 
     def _drain_calls(self) -> None:
         while True:

@@ -38,7 +38,7 @@ from vlm_spec_decode.serve.access import AccessKeys, HttpLimits
 from vlm_spec_decode.serve.console.commands import CommandDesk, ConsoleRobot, Page
 from vlm_spec_decode.serve.console.state import Event
 from vlm_spec_decode.serve.console.video import VideoFrame
-from vlm_spec_decode.serve.server import STATUS, Guard, bearer
+from vlm_spec_decode.serve.guard import STATUS, Guard, bearer
 
 log = logging.getLogger(__name__)
 

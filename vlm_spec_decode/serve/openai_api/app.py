@@ -12,8 +12,8 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Mapping
+from contextlib import AbstractContextManager, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -25,26 +25,33 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from vlm_spec_decode.core.config import digest
 from vlm_spec_decode.edge.engine import Engine
 from vlm_spec_decode.serve.access import AccessKeys, HttpLimits
-from vlm_spec_decode.serve.openai_api.answering import AnswerService, Prepared, Reply
-from vlm_spec_decode.serve.openai_api.asking import Asking
-from vlm_spec_decode.serve.openai_api.errors import JSON, ApiError, api_error, refused, too_slow
+from vlm_spec_decode.serve.guard import BodyRefused, Guard
+from vlm_spec_decode.serve.openai_api.errors import JSON, ApiError, api_error, closing, refused, too_slow
 from vlm_spec_decode.serve.openai_api.metrics import CONTENT_TYPE, ServeMetrics
+from vlm_spec_decode.serve.openai_api.preparation import RequestPreparer
 from vlm_spec_decode.serve.openai_api.replies import (
-    Piece,
+    Delta,
+    ReplyState,
     ResponseEvents,
-    Telling,
     chat_events,
     completion,
     error_event,
     response,
 )
-from vlm_spec_decode.serve.openai_api.requests import READERS, Question
+from vlm_spec_decode.serve.openai_api.requests import CompletionRequest, read_chat_request
+from vlm_spec_decode.serve.openai_api.responses_body import read_responses_request
+from vlm_spec_decode.serve.openai_api.service import AnswerService, PreparedRequest, RunningAnswer
 from vlm_spec_decode.serve.openai_api.settings import ServeSettings
-from vlm_spec_decode.serve.server import BodyRefused, Guard
 
 Found = TypeVar("Found")
 
 CHAT, RESPONSES = "/v1/chat/completions", "/v1/responses"
+READERS: Mapping[str, Callable[[bytes], CompletionRequest]] = {
+    CHAT: read_chat_request,
+    RESPONSES: read_responses_request,
+}
+"""What reads the body of each path."""
+
 MODELS, HEALTH, METRICS = "/v1/models", "/health", "/metrics"
 PUBLIC = frozenset({HEALTH})
 STREAM = [(b"content-type", b"text/event-stream; charset=utf-8"), (b"cache-control", b"no-store")]
@@ -56,12 +63,12 @@ class ClientLeft(Exception):
     """The client has closed the connection."""
 
 
-async def while_there(receive: Receive, seconds: float, work: Coroutine[Any, Any, Found]) -> Found:
+async def while_connected(receive: Receive, seconds: float, work: Coroutine[Any, Any, Found]) -> Found:
     """Return what `work` does; it ends at once when the client leaves, or after so many seconds.
 
     Raises ClientLeft, ApiError (408), and what `work` raises.
     """
-    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_gone(receive))
+    task, gone = asyncio.ensure_future(work), asyncio.ensure_future(_disconnected(receive))
     try:
         done, _ = await asyncio.wait({task, gone}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
         if task in done:
@@ -73,13 +80,13 @@ async def while_there(receive: Receive, seconds: float, work: Coroutine[Any, Any
         await asyncio.gather(task, gone, return_exceptions=True)
 
 
-async def _gone(receive: Receive) -> None:
+async def _disconnected(receive: Receive) -> None:
     while (await receive())["type"] != "http.disconnect":
         pass
 
 
 @dataclass(frozen=True, slots=True)
-class Names:
+class ModelNames:
     """The names of the models: the target, its draft, and further names that clients insist on."""
 
     target: str
@@ -95,12 +102,12 @@ class Names:
 class Endpoint:
     """The handlers of all paths."""
 
-    def __init__(self, service: AnswerService, asking: Asking, settings: ServeSettings) -> None:
+    def __init__(self, service: AnswerService, preparer: RequestPreparer, settings: ServeSettings) -> None:
         self._service = service
-        self._asking = asking
+        self._preparer = preparer
         self._settings = settings
         self._started_s = int(time.time())
-        self._names = Names("", "", settings.model_name)
+        self._names = ModelNames("", "", settings.model_name)
         self._named_for: object = None
         self._fingerprint = ""
         self.metrics = ServeMetrics(
@@ -108,12 +115,12 @@ class Endpoint:
         )
 
     @property
-    def names(self) -> Names:
+    def names(self) -> ModelNames:
         """The models' names, as far as a connection has told them."""
         engine = self._service.engine
         if engine is not None and engine is not self._named_for:
             self._named_for, read = engine, json.loads(self._service.facts)
-            self._names = Names(
+            self._names = ModelNames(
                 read["target"]["model_id"], read["draft"]["model_id"], self._settings.model_name
             )
             self._fingerprint = f"vsd_{digest(read)}"
@@ -121,64 +128,68 @@ class Endpoint:
 
     # Answers -----------------------------------------------------------------------------------------
 
+    def place(self) -> AbstractContextManager[None]:
+        """Return the block in which one answer is under way. Raises ApiError (429)."""
+        return self._service.place()
+
     async def answer(self, request: Request) -> Response:
-        """Answer POST /v1/chat/completions and /v1/responses."""
+        """Answer POST /v1/chat/completions and /v1/responses. In a `place`, which lasts until it is sent."""
         began_s, path = time.monotonic(), request.scope["path"]
-        question = READERS[path](await _body(request))
+        asked = READERS[path](await _body(request))
         names = self.names
-        if names.target and question.model not in names.known:
-            raise _no_model(question.model, names)
-        self._asking.check(question)
-        if question.stream:
-            return _Stream(self, question, path, began_s)
-        whole = self._whole(question, path, began_s)
-        document = await while_there(request.receive, self._settings.request_timeout_s, whole)
+        if names.target and asked.model not in names.known:
+            raise _no_model(asked.model, names)
+        self._preparer.check(asked)
+        if asked.stream:
+            return _Stream(self, asked, path, began_s)
+        whole = self._whole(asked, path, began_s)
+        document = await while_connected(request.receive, self._settings.request_timeout_s, whole)
         return Response(msgspec.json.encode(document), 200, _marks(document["vsd"]["verified"]), JSON)
 
-    async def _whole(self, question: Question, path: str, began_s: float) -> dict[str, Any]:
-        async with self.told(question, began_s) as (telling, reply, pieces):
+    async def _whole(self, asked: CompletionRequest, path: str, began_s: float) -> dict[str, Any]:
+        async with self.answering(asked, began_s) as (state, answer, deltas):
             finish = "stop"
-            async for piece in pieces:
-                finish = piece.finish or finish
-            return completion(telling, reply, finish) if path == CHAT else response(telling, reply, finish)
+            async for delta in deltas:
+                finish = delta.finish or finish
+            return completion(state, answer, finish) if path == CHAT else response(state, answer, finish)
 
     @asynccontextmanager
-    async def told(
-        self, question: Question, began_s: float
-    ) -> AsyncIterator[tuple[Telling, Reply, AsyncIterator[Piece]]]:
+    async def answering(
+        self, asked: CompletionRequest, began_s: float
+    ) -> AsyncIterator[tuple[ReplyState, RunningAnswer, AsyncIterator[Delta]]]:
         """Ask in this block; the first update is there when it begins. Raises what ends the answer."""
 
-        def prepare(engine: Engine) -> Prepared:
-            return self._asking.prepare(question, engine)
+        def prepare(engine: Engine) -> PreparedRequest:
+            return self._preparer.prepare(asked, engine)
 
-        async with self._service.ask(prepare) as reply:
-            first = await reply.next()
+        async with self._service.ask(prepare) as answer:
+            first = await answer.next()
             names = self.names
-            model = names.target if reply.is_verified else names.draft
-            telling = Telling(question, model or "draft", self._fingerprint)
+            model = names.target if answer.is_verified else names.draft
+            state = ReplyState(asked, model or "draft", self._fingerprint)
             self.metrics.first_s.observe(time.monotonic() - began_s)
 
-            async def pieces() -> AsyncIterator[Piece]:
+            async def deltas() -> AsyncIterator[Delta]:
                 update = first
-                assert reply.prepared is not None
-                stop_ids = reply.prepared.config.params.stop_ids
+                assert answer.prepared is not None
+                stop_ids = answer.prepared.config.params.stop_ids
                 while True:
-                    piece = telling.add(update, stop_ids)
-                    yield piece
-                    if piece.finish is not None:
+                    delta = state.add(update, stop_ids)
+                    yield delta
+                    if delta.finish is not None:
                         return
-                    update = await reply.next()
+                    update = await answer.next()
 
-            yield telling, reply, pieces()
-            self._count(telling, reply, time.monotonic() - began_s)
+            yield state, answer, deltas()
+            self._count(state, answer, time.monotonic() - began_s)
 
-    def _count(self, telling: Telling, reply: Reply, seconds: float) -> None:
-        used = telling.usage(reply)["vsd"]
+    def _count(self, state: ReplyState, answer: RunningAnswer, seconds: float) -> None:
+        used = state.usage(answer)["vsd"]
         self.metrics.answer_s.observe(seconds)
-        self.metrics.tokens.inc(len(telling.tokens))
+        self.metrics.tokens.inc(len(state.tokens))
         self.metrics.drafted.inc(used["drafted_tokens"])
         self.metrics.accepted.inc(used["accepted_tokens"])
-        self.metrics.unverified.inc(not reply.is_verified)
+        self.metrics.unverified.inc(not answer.is_verified)
 
     @property
     def timeout_s(self) -> float:
@@ -204,7 +215,7 @@ class Endpoint:
 
     def health(self) -> Response:
         """Answer GET /health: 200 if questions are answered, by the target or by the draft alone."""
-        has_target = self._service.is_connected
+        has_target = self._service.check()
         is_well = has_target or self._settings.fallback == "draft"
         status = "ok" if has_target else "draft_only" if is_well else "cloud_away"
         return _json({"status": status}, 200 if is_well else 503)
@@ -215,12 +226,12 @@ class Endpoint:
 
 
 class _Stream(Response):
-    """A stream of server-sent events. An error before its first piece is an ordinary response."""
+    """A stream of server-sent events. An error before its first delta is an ordinary response."""
 
-    def __init__(self, endpoint: Endpoint, question: Question, path: str, began_s: float) -> None:
+    def __init__(self, endpoint: Endpoint, asked: CompletionRequest, path: str, began_s: float) -> None:
         super().__init__()
         self._endpoint = endpoint
-        self._question = question
+        self._asked = asked
         self._path = path
         self._began_s = began_s
         self._is_begun = False
@@ -231,28 +242,30 @@ class _Stream(Response):
 
         async def tell() -> None:
             nonlocal fail
-            async with self._endpoint.told(self._question, self._began_s) as (telling, reply, pieces):
+            async with self._endpoint.answering(self._asked, self._began_s) as (state, answer, deltas):
                 write: Callable[..., Iterator[bytes]]
                 if self._path == CHAT:
 
-                    def write(piece: Piece, *, is_first: bool) -> Iterator[bytes]:
-                        return chat_events(telling, reply, piece, is_first=is_first)
+                    def write(delta: Delta, *, is_first: bool) -> Iterator[bytes]:
+                        return chat_events(state, answer, delta, is_first=is_first)
                 else:
-                    events = ResponseEvents(telling, reply)
+                    events = ResponseEvents(state, answer)
                     write, fail = events.of, events.failed
-                async for piece in pieces:
-                    data = b"".join(write(piece, is_first=not self._is_begun))
+                async for delta in deltas:
+                    data = b"".join(write(delta, is_first=not self._is_begun))
                     if not self._is_begun:
-                        await self._begin(send, reply.is_verified)
+                        await self._begin(send, answer.is_verified)
                     if data:
                         await send({"type": "http.response.body", "body": data, "more_body": True})
 
         try:
-            await while_there(receive, self._endpoint.timeout_s, tell())
+            await while_connected(receive, self._endpoint.timeout_s, tell())
         except ClientLeft:
             raise
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
-            problem = api_error(error)
+        except (Exception, asyncio.CancelledError) as error:  # noqa: BLE001 - whatever it is, the client is told
+            problem = (
+                closing() if isinstance(error, asyncio.CancelledError) else api_error(error).at(self._path)
+            )
             if not self._is_begun:
                 await problem.response()(scope, receive, send)
                 return
@@ -275,14 +288,15 @@ async def _body(request: Request) -> bytes:
     if kind != JSON:
         # A web page can send text/plain to any server without asking it first.
         raise ApiError(400, "the content type must be application/json", code="invalid_content_type")
-    return await request.body()
+    # Not `request.body()`, which would keep the bytes beside the picture's text until the answer ends.
+    return b"".join([part async for part in request.stream()])
 
 
 def _json(document: dict[str, Any], status: int = 200) -> Response:
     return Response(msgspec.json.encode(document), status, media_type=JSON)
 
 
-def _no_model(name: str, names: Names) -> ApiError:
+def _no_model(name: str, names: ModelNames) -> ApiError:
     text = f"the model {name[:80]!r} does not exist here; known: {', '.join(names.known)}"
     return ApiError(404, text, code="model_not_found", param="model")
 
@@ -296,18 +310,20 @@ class _Paths:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             return  # there is nothing to start or stop
-        try:
-            found = await self._respond(Request(scope, receive))
-        except (ClientLeft, ClientDisconnect, BodyRefused):
-            raise  # those further out know what to do
-        except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
-            found = api_error(error).response()
-        await found(scope, receive, send)
+        with ExitStack() as held:
+            try:
+                found = await self._respond(Request(scope, receive), held)
+            except (ClientLeft, ClientDisconnect, BodyRefused):
+                raise  # those further out know what to do
+            except Exception as error:  # noqa: BLE001 - whatever it is, the client is told
+                found = api_error(error).at(scope["path"]).response()
+            await found(scope, receive, send)
 
-    async def _respond(self, request: Request) -> Response:
+    async def _respond(self, request: Request, held: ExitStack) -> Response:
         endpoint, path = self._endpoint, request.scope["path"]
         if path in READERS:
             _check_method(request, "POST")
+            held.enter_context(endpoint.place())  # before its body, which takes memory, is read
             return await endpoint.answer(request)
         pages = {MODELS: endpoint.models, HEALTH: endpoint.health, METRICS: endpoint.page}
         name = path.removeprefix(f"{MODELS}/")
@@ -346,6 +362,10 @@ class _Counted:
             await self._app(scope, receive, count)
         except (ClientLeft, ClientDisconnect):
             self._metrics.left.inc()
+        except asyncio.CancelledError:
+            if status != LEFT:
+                raise
+            await closing().response({"connection": "close"})(scope, receive, count)
         finally:
             path = scope["path"] if scope["path"] in KNOWN_PATHS else "other"
             self._metrics.requests.labels(path, str(status)).inc()

@@ -28,7 +28,7 @@ from vlm_spec_decode.core.errors import (
 from vlm_spec_decode.core.internal_error import describe_internal_error
 from vlm_spec_decode.edge.client_protocol import OLD_CLOUD
 from vlm_spec_decode.protocol.messages import TOO_MANY_ANSWERS
-from vlm_spec_decode.serve.server import FOREIGN, NO_KEY, STATUS, TOO_LARGE, TOO_SLOW
+from vlm_spec_decode.serve.guard import FOREIGN, NO_KEY, STATUS, TOO_LARGE, TOO_SLOW
 
 JSON = "application/json"
 RETRY_S = 1.0
@@ -45,6 +45,17 @@ GUARD_CODES = {
     TOO_LARGE: "request_too_large",
     TOO_SLOW: "request_timeout",
 }
+
+
+RENAMED: Mapping[str, Mapping[str, str]] = {
+    "/v1/responses": {
+        "messages": "input",
+        "max_tokens": "max_output_tokens",
+        "response_format": "text.format",
+        "image_url.url": "image_url",
+    }
+}
+"""What fields of a chat are called in the bodies of other paths."""
 
 
 class ApiError(Exception):
@@ -72,6 +83,17 @@ class ApiError(Exception):
         self.retry_s = retry_s
         self.allow = allow
 
+    def at(self, path: str) -> ApiError:
+        """Return the error with the field's name in the bodies of a path."""
+        for chats, own in RENAMED.get(path, {}).items():
+            rest = (self.param or "").removeprefix(chats)
+            if self.param != rest and rest[:1] in ("", ".", "["):
+                text = str(self).replace(chats, own)
+                renamed = ApiError(self.status, text, kind=self.kind, code=self.code, param=own + rest)
+                renamed.retry_s, renamed.allow = self.retry_s, self.allow
+                return renamed
+        return self
+
     @property
     def body(self) -> dict[str, Any]:
         """The body, as OpenAI's clients read it."""
@@ -91,7 +113,7 @@ class ApiError(Exception):
 
 
 def refused(reason: str, text: str) -> Response:
-    """Return the response to what `serve.server.Guard` does not let through."""
+    """Return the response to what `serve.guard.Guard` does not let through."""
     return ApiError(STATUS[reason], text, code=GUARD_CODES[reason]).response()
 
 
@@ -115,6 +137,11 @@ def busy(waiting: int, retry_s: float) -> ApiError:
 def too_slow(seconds: float) -> ApiError:
     """Return the error of an answer that takes too long."""
     return ApiError(408, f"no whole answer within {seconds:g} s", kind="timeout", code="request_timeout")
+
+
+def closing() -> ApiError:
+    """Return the error of a request that the end of the server cuts off: its task is cancelled."""
+    return _away("the server is shut down", "server_closing", RETRY_S)
 
 
 def api_error(error: BaseException) -> ApiError:

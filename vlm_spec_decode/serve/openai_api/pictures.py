@@ -1,7 +1,8 @@
 """The pictures of requests: data URLs, and URLs of hosts that are allowed by name.
 
 Nothing is fetched from any other host, no redirect is followed, and what comes is bounded in bytes, pixels
-and time. A picture is what its bytes say, JPEG, PNG or WebP, whatever its URL calls it.
+and time, from the look-up of the host's name to the last byte. A picture is what its first bytes say, JPEG,
+PNG or WebP, whatever its URL calls it; no decoder of another format sees it.
 """
 
 from __future__ import annotations
@@ -10,19 +11,29 @@ import base64
 import binascii
 import http.client
 import re
-import ssl
+import socket
+import threading
 import time
+from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
+from queue import Empty, SimpleQueue
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from vlm_spec_decode.core.errors import ConfigError, ImageError
-from vlm_spec_decode.core.images import opened
+from vlm_spec_decode.core.images import JPEG_MAGIC, PNG_MAGIC, opened
 from vlm_spec_decode.serve.openai_api.errors import ApiError, wrong
 
-FORMATS = frozenset({"JPEG", "PNG", "WEBP", "MPO"})
-"""What Pillow calls the formats that are taken; a phone's JPEG may hold several pictures."""
+OTHER_FORMATS: Mapping[bytes, str] = {
+    b"GIF8": "GIF", b"BM": "BMP", b"II*\0": "TIFF", b"MM\0*": "TIFF", b"\0\0\1\0": "ICO", b"P6": "PPM",
+    b"\0\0\0\x0cjP  ": "JPEG2000",
+}  # fmt: skip
+"""How pictures begin that are not taken, to say so by their name."""
 
 FETCH_S = 5.0
+MAX_FETCHES = 8
+"""Pictures that are fetched at a time, those among them whose look-up hangs and nobody waits for."""
+
 MAX_HEAD_CHARS = 256
 """Of a data URL before its comma."""
 
@@ -95,42 +106,89 @@ def _fetched(url: str, limits: PictureLimits) -> bytes:
     if not target.isascii() or not target.isprintable() or " " in target:
         raise wrong(_WHERE, "no URL: its path is not ASCII", "invalid_image_url")
     kind = http.client.HTTPSConnection if parts.scheme.lower() == "https" else http.client.HTTPConnection
-    connection = kind(host, port, timeout=FETCH_S)
-    try:
-        connection.request("GET", target, headers={"Accept": "image/jpeg, image/png, image/webp"})
-        response = connection.getresponse()
+    return _Fetch(kind(host, port, timeout=FETCH_S), name, target, limits).result()
+
+
+_FETCHES = threading.BoundedSemaphore(MAX_FETCHES)
+
+
+class _Fetch:
+    """One picture that is fetched in a thread of its own, for nothing bounds the look-up of a name.
+
+    Who waits is freed after `FETCH_S`; the thread then ends at its next step.
+    """
+
+    def __init__(
+        self, connection: http.client.HTTPConnection, name: str, target: str, limits: PictureLimits
+    ) -> None:
+        self._connection = connection
+        self._name = name
+        self._target = target
+        self._limits = limits
+        self._until_s = time.monotonic() + FETCH_S
+        self._is_over = False
+        self._found: SimpleQueue[bytes | Exception] = SimpleQueue()
+
+    def result(self) -> bytes:
+        """Return the picture. Raises ApiError."""
+        if not _FETCHES.acquire(blocking=False):
+            raise self._failed(f"{MAX_FETCHES} pictures are being fetched")
+        threading.Thread(target=self._run, name="vsd-fetch", daemon=True).start()
+        try:
+            found = self._found.get(timeout=max(0.0, self._until_s - time.monotonic()))
+        except Empty:
+            self._is_over = True
+            with suppress(OSError, AttributeError):
+                self._connection.sock.shutdown(socket.SHUT_RDWR)  # who reads goes on at once
+            raise self._failed(f"more than {FETCH_S:g} s") from None
+        if isinstance(found, bytes):
+            return found
+        if isinstance(found, ApiError):
+            raise found
+        raise self._failed(str(found)) from found
+
+    def _run(self) -> None:
+        try:
+            self._found.put(self._read())
+        except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
+            self._found.put(error)
+        finally:
+            self._connection.close()
+            _FETCHES.release()
+
+    def _read(self) -> bytes:
+        self._connection.connect()
+        if self._is_over:
+            return b""  # nobody waits any more
+        headers = {"Accept": "image/jpeg, image/png, image/webp", "Connection": "close"}
+        self._connection.request("GET", self._target, headers=headers)
+        response, found = self._connection.getresponse(), bytearray()
         if response.status != 200:
-            raise wrong(_WHERE, f"{name} answers with {response.status}", "image_fetch_failed")
-        return _body(response, limits)
-    except (OSError, http.client.HTTPException, ssl.SSLError) as error:
-        raise wrong(_WHERE, f"{name} cannot be read: {error}", "image_fetch_failed") from error
-    finally:
-        connection.close()
+            raise self._failed(f"it answers with {response.status}")
+        while part := response.read1(64 * 1024):
+            found += part
+            if len(found) > self._limits.max_bytes:
+                raise _too_large(self._limits)
+        return bytes(found)
 
-
-def _body(response: http.client.HTTPResponse, limits: PictureLimits) -> bytes:
-    """Return the body, which may be slow as a whole only for so long."""
-    until_s, found = time.monotonic() + FETCH_S, bytearray()
-    while part := response.read1(64 * 1024):
-        found += part
-        if len(found) > limits.max_bytes:
-            raise _too_large(limits)
-        if time.monotonic() > until_s:
-            raise wrong(_WHERE, f"a picture that takes more than {FETCH_S:g} s", "image_fetch_failed")
-    return bytes(found)
+    def _failed(self, why: str) -> ApiError:
+        return wrong(_WHERE, f"{self._name} cannot be read: {why}", "image_fetch_failed")
 
 
 def _check(data: bytes, limits: PictureLimits) -> None:
     """Refuse other formats, and too many bytes or pixels, before anything is decoded."""
     if len(data) > limits.max_bytes:
         raise _too_large(limits)
+    is_webp = data[:4] == b"RIFF" and data[8:12] == b"WEBP"
+    if not is_webp and not data.startswith((JPEG_MAGIC, PNG_MAGIC)):
+        name = next((name for start, name in OTHER_FORMATS.items() if data.startswith(start)), "")
+        text = f"{f'a {name} picture' if name else 'no picture'}; JPEG, PNG and WebP are taken"
+        raise wrong(_WHERE, text, "invalid_image_format" if name else "invalid_image")
     try:
         with opened(data) as picture:
-            kind, (width, height) = picture.format, picture.size
+            width, height = picture.size
     except ImageError as error:
         raise wrong(_WHERE, str(error), "invalid_image") from error
-    if kind not in FORMATS:
-        raise wrong(_WHERE, f"a {kind} picture; JPEG, PNG and WebP are taken", "invalid_image_format")
     if width * height > limits.max_pixels:
         raise ApiError(
             413,

@@ -1,6 +1,6 @@
-"""Answers as OpenAI's clients read them: whole, or piece by piece. Builds documents; sends nothing.
+"""Answers as OpenAI's clients read them: whole, or delta by delta. Builds documents; sends nothing.
 
-`Telling` follows one answer: which text is new, where a stop sequence ends it, and what it has used.
+`ReplyState` follows one answer: which text is new, where a stop sequence ends it, and what it has used.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from vlm_spec_decode.actions.parser import actions_until_error
 from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.core.trace import LinkUsage
 from vlm_spec_decode.edge.engine import AnswerUpdate
-from vlm_spec_decode.serve.openai_api.answering import Reply
-from vlm_spec_decode.serve.openai_api.requests import ACTIONS, SCHEMA, Question
+from vlm_spec_decode.serve.openai_api.requests import ACTIONS, CompletionRequest
+from vlm_spec_decode.serve.openai_api.service import RunningAnswer
 
 
 @dataclass(slots=True)
-class StopText:
+class StopSequences:
     """Finds stop sequences in a text that grows, and holds back what may become one."""
 
     stops: Sequence[str]
@@ -37,7 +37,7 @@ class StopText:
         since = max(0, self.told - reach)
         found = [(at + len(stop), at) for stop in self.stops if (at := text.find(stop, since)) >= 0]
         if found:
-            # The one that is complete first: so it does not matter how the text came in pieces.
+            # The one that is complete first: so it does not matter how the text came in deltas.
             self.is_stopped, end = True, max(self.told, min(found)[1])
         else:
             end = len(text) if is_last else len(text) - self._held(text)
@@ -52,7 +52,7 @@ class StopText:
 
 
 @dataclass(frozen=True, slots=True)
-class Piece:
+class Delta:
     """What one commit adds to what is told; `finish` with the last one: "stop" or "length"."""
 
     text: str
@@ -60,10 +60,10 @@ class Piece:
 
 
 @dataclass(slots=True)
-class Telling:
+class ReplyState:
     """One answer as far as it is told. `model` is who answers, `fingerprint` what decides its tokens."""
 
-    question: Question
+    request: CompletionRequest
     model: str
     fingerprint: str
     number: str = field(default_factory=lambda: secrets.token_hex(12))
@@ -71,12 +71,12 @@ class Telling:
     text: str = ""
     tokens: list[int] = field(default_factory=list)
     link: LinkUsage = field(default_factory=LinkUsage)
-    _stop: StopText = field(init=False)
+    _stop: StopSequences = field(init=False)
 
     def __post_init__(self) -> None:
-        self._stop = StopText(self.question.stops)
+        self._stop = StopSequences(self.request.stops)
 
-    def add(self, update: AnswerUpdate, stop_ids: Sequence[int]) -> Piece:
+    def add(self, update: AnswerUpdate, stop_ids: Sequence[int]) -> Delta:
         """Take one update; return what is new of the answer."""
         self.tokens += update.tokens
         self.link = update.usage
@@ -88,22 +88,22 @@ class Telling:
         elif update.result is not None:
             tokens = update.result.tokens
             finish = "stop" if tokens and tokens[-1] in stop_ids else "length"
-        return Piece(new, finish)
+        return Delta(new, finish)
 
-    def own(self, reply: Reply) -> dict[str, Any]:
+    def own(self, answer: RunningAnswer) -> dict[str, Any]:
         """Return our own fields of an answer."""
-        assert reply.prepared is not None
-        config = reply.prepared.config
+        assert answer.prepared is not None
+        config = answer.prepared.config
         found: dict[str, Any] = {
-            "verified": reply.is_verified,
+            "verified": answer.is_verified,
             "strategy": config.strategy,
             "rule": config.params.rule,
             "seed": config.params.seed,
-            "lossless": reply.is_verified and config.params.lossless,
+            "lossless": answer.is_verified and config.params.lossless,
         }
-        if self.question.token_ids:
+        if self.request.token_ids:
             found["token_ids"] = self.tokens
-        if self.question.form == ACTIONS:
+        if self.request.form == ACTIONS:
             actions, problem = actions_until_error(self.text)
             found |= {
                 "actions": [format_action(action) for action in actions],
@@ -111,104 +111,104 @@ class Telling:
             }
         return found
 
-    def usage(self, reply: Reply) -> dict[str, Any]:
+    def usage(self, answer: RunningAnswer) -> dict[str, Any]:
         """Return what a chat's answer has used, drafted and accepted tokens among it."""
-        assert reply.prepared is not None
-        drafted, accepted = self._drafts(reply)
+        assert answer.prepared is not None
+        drafted, accepted = self._drafts(answer)
         return {
-            "prompt_tokens": reply.prepared.prompt_tokens,
+            "prompt_tokens": answer.prepared.prompt_tokens,
             "completion_tokens": len(self.tokens),
-            "total_tokens": reply.prepared.prompt_tokens + len(self.tokens),
+            "total_tokens": answer.prepared.prompt_tokens + len(self.tokens),
             "completion_tokens_details": {
                 "accepted_prediction_tokens": accepted,
                 "rejected_prediction_tokens": max(0, drafted - accepted),
                 "reasoning_tokens": 0,
             },
-            "vsd": self._counts(reply),
+            "vsd": self._counts(answer),
         }
 
-    def usage_of_response(self, reply: Reply) -> dict[str, Any]:
+    def usage_of_response(self, answer: RunningAnswer) -> dict[str, Any]:
         """Return the same under the names of /v1/responses."""
-        assert reply.prepared is not None
+        assert answer.prepared is not None
         return {
-            "input_tokens": reply.prepared.prompt_tokens,
+            "input_tokens": answer.prepared.prompt_tokens,
             "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
             "output_tokens": len(self.tokens),
             "output_tokens_details": {"reasoning_tokens": 0},
-            "total_tokens": reply.prepared.prompt_tokens + len(self.tokens),
-            "vsd": self._counts(reply),
+            "total_tokens": answer.prepared.prompt_tokens + len(self.tokens),
+            "vsd": self._counts(answer),
         }
 
-    def _counts(self, reply: Reply) -> dict[str, int]:
-        drafted, accepted = self._drafts(reply)
+    def _counts(self, answer: RunningAnswer) -> dict[str, int]:
+        drafted, accepted = self._drafts(answer)
         return {
             "drafted_tokens": drafted,
             "accepted_tokens": accepted,
-            "target_passes": len(reply.rounds),
+            "target_passes": len(answer.rounds),
             "uplink_bytes": self.link.uplink_bytes,
             "downlink_bytes": self.link.downlink_bytes,
             "image_bytes": self.link.image_bytes,
         }
 
     @staticmethod
-    def _drafts(reply: Reply) -> tuple[int, int]:
-        rounds = reply.rounds
+    def _drafts(answer: RunningAnswer) -> tuple[int, int]:
+        rounds = answer.rounds
         return sum(each.drafted for each in rounds), sum(each.accepted for each in rounds)
 
 
 # /v1/chat/completions --------------------------------------------------------------------------------
 
 
-def completion(telling: Telling, reply: Reply, finish: str) -> dict[str, Any]:
+def completion(state: ReplyState, answer: RunningAnswer, finish: str) -> dict[str, Any]:
     """Return a whole answer."""
     message: dict[str, Any] = {
         "role": "assistant",
-        "content": telling.text,
+        "content": state.text,
         "refusal": None,
         "annotations": [],
     }
     choice = {"index": 0, "message": message, "logprobs": None, "finish_reason": finish}
     return {
-        **_head(telling, "chat.completion"),
+        **_head(state, "chat.completion"),
         "choices": [choice],
-        "usage": telling.usage(reply),
-        "vsd": telling.own(reply),
+        "usage": state.usage(answer),
+        "vsd": state.own(answer),
     }
 
 
-def chunk(telling: Telling, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
-    """Return one piece of a stream."""
+def chunk(state: ReplyState, delta: dict[str, Any], finish: str | None = None) -> dict[str, Any]:
+    """Return one delta of a stream."""
     choice = {"index": 0, "delta": delta, "logprobs": None, "finish_reason": finish}
-    found = {**_head(telling, "chat.completion.chunk"), "choices": [choice]}
-    return found | {"usage": None} if telling.question.include_usage else found
+    found = {**_head(state, "chat.completion.chunk"), "choices": [choice]}
+    return found | {"usage": None} if state.request.include_usage else found
 
 
-def last_chunk(telling: Telling, reply: Reply) -> dict[str, Any]:
-    """Return the piece with what was used, which has no choice."""
-    return {**_head(telling, "chat.completion.chunk"), "choices": [], "usage": telling.usage(reply)}
+def last_chunk(state: ReplyState, answer: RunningAnswer) -> dict[str, Any]:
+    """Return the delta with what was used, which has no choice."""
+    return {**_head(state, "chat.completion.chunk"), "choices": [], "usage": state.usage(answer)}
 
 
-def _head(telling: Telling, kind: str) -> dict[str, Any]:
+def _head(state: ReplyState, kind: str) -> dict[str, Any]:
     return {
-        "id": f"chatcmpl-{telling.number}",
+        "id": f"chatcmpl-{state.number}",
         "object": kind,
-        "created": telling.created_s,
-        "model": telling.model,
-        "system_fingerprint": telling.fingerprint,
+        "created": state.created_s,
+        "model": state.model,
+        "system_fingerprint": state.fingerprint,
     }
 
 
-def chat_events(telling: Telling, reply: Reply, piece: Piece, *, is_first: bool) -> Iterator[bytes]:
-    """Yield the events of one piece; those of the first and the last one have more."""
+def chat_events(state: ReplyState, answer: RunningAnswer, delta: Delta, *, is_first: bool) -> Iterator[bytes]:
+    """Yield the events of one delta; those of the first and the last one have more."""
     if is_first:
-        yield _event(chunk(telling, {"role": "assistant", "content": piece.text, "refusal": None}))
-    elif piece.text:
-        yield _event(chunk(telling, {"content": piece.text}))
-    if piece.finish is None:
+        yield _event(chunk(state, {"role": "assistant", "content": delta.text, "refusal": None}))
+    elif delta.text:
+        yield _event(chunk(state, {"content": delta.text}))
+    if delta.finish is None:
         return
-    yield _event({**chunk(telling, {}, piece.finish), "vsd": telling.own(reply)})
-    if telling.question.include_usage:
-        yield _event(last_chunk(telling, reply))
+    yield _event({**chunk(state, {}, delta.finish), "vsd": state.own(answer)})
+    if state.request.include_usage:
+        yield _event(last_chunk(state, answer))
     yield b"data: [DONE]\n\n"
 
 
@@ -225,49 +225,51 @@ def error_event(body: dict[str, Any]) -> bytes:
 # /v1/responses ---------------------------------------------------------------------------------------
 
 
-def response(telling: Telling, reply: Reply, finish: str | None) -> dict[str, Any]:
+def response(state: ReplyState, answer: RunningAnswer, finish: str | None) -> dict[str, Any]:
     """Return a response that is whole (`finish` says how it ended), or is only begun."""
-    question = telling.question
-    config = reply.prepared.config if reply.prepared else None
+    request, echo = state.request, state.request.echo
+    config = answer.prepared.config if answer.prepared else None
     is_cut = finish == "length"
     status = "in_progress" if finish is None else "incomplete" if is_cut else "completed"
     return {
-        "id": f"resp_{telling.number}",
+        "id": f"resp_{state.number}",
         "object": "response",
-        "created_at": telling.created_s,
+        "created_at": state.created_s,
         "status": status,
+        "background": False,
         "error": None,
         "incomplete_details": {"reason": "max_output_tokens"} if is_cut else None,
-        "instructions": next((turn.text for turn in question.turns[:1] if turn.role == "system"), None),
-        "max_output_tokens": question.max_tokens,
-        "model": telling.model,
-        "output": [] if finish is None else [_message(telling, "incomplete" if is_cut else "completed")],
-        "parallel_tool_calls": False,
+        "instructions": echo.instructions,
+        "max_output_tokens": request.max_tokens,
+        "max_tool_calls": None,
+        "model": state.model,
+        "output": [] if finish is None else [_message(state, "incomplete" if is_cut else "completed")],
+        "parallel_tool_calls": echo.parallel_tool_calls,
         "previous_response_id": None,
+        "prompt_cache_key": echo.prompt_cache_key,
+        "prompt_cache_retention": echo.prompt_cache_retention,
+        "reasoning": {"effort": None, "summary": None},
+        "safety_identifier": echo.safety_identifier,
+        "service_tier": "default",
         "store": False,
         "temperature": config.params.temperature if config else None,
-        "top_p": question.top_p,
-        "text": {"format": _format(question)},
-        "tool_choice": "none",
+        "top_logprobs": 0,
+        "top_p": request.top_p,
+        "text": {"format": echo.format, "verbosity": "medium"},
+        "tool_choice": echo.tool_choice,
         "tools": [],
         "truncation": "disabled",
-        "metadata": {},
-        "usage": None if finish is None else telling.usage_of_response(reply),
-        "vsd": telling.own(reply),
+        "user": echo.user,
+        "metadata": echo.metadata,
+        "usage": None if finish is None else state.usage_of_response(answer),
+        "vsd": state.own(answer),
     }
 
 
-def _format(question: Question) -> dict[str, Any]:
-    """Return the form in OpenAI's terms, which have no name for our own."""
-    if question.form != SCHEMA:
-        return {"type": "text"}
-    return {"type": SCHEMA, "name": "answer", "schema": msgspec.json.decode(question.pattern), "strict": True}
-
-
-def _message(telling: Telling, status: str) -> dict[str, Any]:
-    content = [] if status == "in_progress" else [_text_part(telling.text)]
+def _message(state: ReplyState, status: str) -> dict[str, Any]:
+    content = [] if status == "in_progress" else [_text_part(state.text)]
     return {
-        "id": f"msg_{telling.number}",
+        "id": f"msg_{state.number}",
         "type": "message",
         "role": "assistant",
         "status": status,
@@ -283,28 +285,28 @@ def _text_part(text: str) -> dict[str, Any]:
 class ResponseEvents:
     """Writes the events of one streamed response, numbered in order."""
 
-    telling: Telling
-    reply: Reply
+    state: ReplyState
+    answer: RunningAnswer
     _number: int = 0
 
-    def of(self, piece: Piece, *, is_first: bool) -> Iterator[bytes]:
-        """Yield the events of one piece; those of the first and the last one have more."""
-        telling, place = self.telling, {"output_index": 0, "content_index": 0}
-        item = {"item_id": f"msg_{telling.number}"}
+    def of(self, delta: Delta, *, is_first: bool) -> Iterator[bytes]:
+        """Yield the events of one delta; those of the first and the last one have more."""
+        state, place = self.state, {"output_index": 0, "content_index": 0}
+        item = {"item_id": f"msg_{state.number}"}
         if is_first:
-            begun = response(telling, self.reply, None)
+            begun = response(state, self.answer, None)
             yield self._event("response.created", response=begun)
             yield self._event("response.in_progress", response=begun)
-            message = _message(telling, "in_progress")
+            message = _message(state, "in_progress")
             yield self._event("response.output_item.added", output_index=0, item=message)
             yield self._event("response.content_part.added", **item, **place, part=_text_part(""))
-        if piece.text:
-            yield self._event("response.output_text.delta", **item, **place, delta=piece.text, logprobs=[])
-        if piece.finish is None:
+        if delta.text:
+            yield self._event("response.output_text.delta", **item, **place, delta=delta.text, logprobs=[])
+        if delta.finish is None:
             return
-        done = response(telling, self.reply, piece.finish)
-        yield self._event("response.output_text.done", **item, **place, text=telling.text, logprobs=[])
-        yield self._event("response.content_part.done", **item, **place, part=_text_part(telling.text))
+        done = response(state, self.answer, delta.finish)
+        yield self._event("response.output_text.done", **item, **place, text=state.text, logprobs=[])
+        yield self._event("response.content_part.done", **item, **place, part=_text_part(state.text))
         yield self._event("response.output_item.done", output_index=0, item=done["output"][0])
         yield self._event(f"response.{done['status']}", response=done)
 

@@ -1,14 +1,14 @@
 """The bodies that clients send, read strictly: a field that would change the answer is obeyed or refused.
 
-`chat_question` and `responses_question` read the bodies of /v1/chat/completions and /v1/responses into one
-`Question`. Raises ApiError with the field's name; nothing else, whatever the bytes are.
+`read_chat_request` reads the body of /v1/chat/completions into a `CompletionRequest`, `responses_body` that
+of /v1/responses. Raises ApiError with the field's name; nothing else, whatever the bytes are.
 """
 
 from __future__ import annotations
 
 import secrets
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import msgspec
@@ -23,6 +23,9 @@ Kind = TypeVar("Kind", bound=Struct)
 
 MAX_STOPS, MAX_STOP_CHARS = 4, 200
 MAX_SEED = 2**63
+MAX_NAME_CHARS = 512
+"""Of what a reply repeats, such as `user`."""
+
 MAX_HISTORY_CHARS = 16_000
 """Of all actions of `vsd.history`: a question has to fit into one message to the cloud."""
 
@@ -57,21 +60,6 @@ NEUTRAL: Mapping[str, tuple[Any, ...]] = {
     "store": (False,),
 }
 """Fields that nothing here obeys, and the values with which they ask for nothing. null always does."""
-
-NEUTRAL_OF_RESPONSES: Mapping[str, tuple[Any, ...]] = {
-    **{name: NEUTRAL[name] for name in ("tools", "tool_choice", "parallel_tool_calls", "top_logprobs")},
-    "service_tier": NEUTRAL["service_tier"],
-    # True is what OpenAI takes it for without the field; here nothing is ever kept, as the reply says.
-    "store": (False,),
-    "background": (False,),
-    "include": ([],),
-    "truncation": ("disabled",),
-    "previous_response_id": (),
-    "conversation": (),
-    "prompt": (),
-    "reasoning": ({}, {"effort": "none"}),
-    "max_tool_calls": (),
-}
 
 
 class ImageUrl(Struct, forbid_unknown_fields=True):
@@ -157,8 +145,23 @@ class ChatBody(Struct, forbid_unknown_fields=True):
     vsd: OwnOptions | None = None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ResponseEcho:
+    """What a reply of /v1/responses repeats of its request; `format` is its `text.format`."""
+
+    instructions: str | None = None
+    format: Mapping[str, Any] = field(default_factory=lambda: {"type": TEXT})
+    metadata: Mapping[str, str] = field(default_factory=dict)
+    parallel_tool_calls: bool = True
+    tool_choice: str = "auto"
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    prompt_cache_retention: str | None = None
+
+
 @dataclass(frozen=True, slots=True)
-class AskedTurn:
+class RequestTurn:
     """One turn as it was asked; `picture` is the URL of what its user shows, "" for nothing."""
 
     role: str
@@ -167,17 +170,19 @@ class AskedTurn:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Question:
+class CompletionRequest:
     """One request, checked as far as that needs no model. What is None is left to the server's settings.
 
-    `form` is a type of `response_format`, `pattern` its expression, or its schema as JSON. `history` holds
-    actions already carried out, for `robot_actions`. With `token_ids` the reply has those of the answer.
+    `form` is a type of `response_format`, `pattern` its expression, or its schema as JSON, `description` what
+    the answer is to be, in words. `history` holds actions already carried out, for `robot_actions`. With
+    `token_ids` the reply has those of the answer. `echo` is for /v1/responses.
     """
 
     model: str
-    turns: tuple[AskedTurn, ...]
+    turns: tuple[RequestTurn, ...]
     form: str = TEXT
     pattern: str = ""
+    description: str = ""
     temperature: float | None = None
     top_p: float = 1.0
     top_k: int = 0
@@ -190,31 +195,34 @@ class Question:
     rule: str | None = None
     history: tuple[str, ...] = ()
     token_ids: bool = False
+    echo: ResponseEcho = field(default_factory=ResponseEcho)
 
 
-def chat_question(data: bytes) -> Question:
+def read_chat_request(data: bytes) -> CompletionRequest:
     """Return the question in a body of /v1/chat/completions. Raises ApiError."""
-    raw = _object(data)
-    options = _stream_options(raw)
-    body = _read(raw, ChatBody, NEUTRAL)
+    raw = read_object(data)
+    options = read_stream_options(raw)
+    body = read_body(raw, ChatBody, NEUTRAL)
     longest = [n for n in (body.max_completion_tokens, body.max_tokens) if n is not None]
     if len(set(longest)) > 1:
         raise wrong("max_tokens", "max_tokens and max_completion_tokens name two lengths")
     found = body.response_format or ResponseFormat(TEXT)
-    schema = found.json_schema.schema if found.json_schema else None
-    form, pattern = _form("response_format", found.type, schema, found.regex)
-    return Question(
+    named = found.json_schema or SchemaFormat("")
+    check_form_fields("response_format", found.type, {"json_schema": found.json_schema}, found.regex)
+    form, pattern = answer_form("response_format", found.type, named.schema, found.regex)
+    return CompletionRequest(
         model=body.model,
         turns=tuple(_turn(message, at) for at, message in enumerate(body.messages)),
         form=form,
         pattern=pattern,
+        description=answer_description("response_format.json_schema", named.description),
         stops=_stops(body.stop),
         include_usage=bool(options.include_usage),
-        **_common(body, longest[0] if longest else None),
+        **common_fields(body, longest[0] if longest else None),
     )
 
 
-def _common(body: Any, longest: int | None) -> dict[str, Any]:
+def common_fields(body: Any, longest: int | None) -> dict[str, Any]:
     """Return the fields that both kinds of bodies have, within their bounds."""
     own = body.vsd or OwnOptions()
     if own.rule is not None and own.rule not in RULES:
@@ -242,7 +250,8 @@ def _common(body: Any, longest: int | None) -> dict[str, Any]:
     }
 
 
-def _object(data: bytes) -> dict[str, Any]:
+def read_object(data: bytes) -> dict[str, Any]:
+    """Return the JSON object in a body. Raises ApiError."""
     try:
         found = msgspec.json.decode(data)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError, ValueError) as error:
@@ -252,9 +261,9 @@ def _object(data: bytes) -> dict[str, Any]:
     return found
 
 
-def _read(raw: Mapping[str, Any], kind: type[Kind], neutral: Mapping[str, tuple[Any, ...]]) -> Kind:
+def read_body(raw: Mapping[str, Any], kind: type[Kind], neutral: Mapping[str, tuple[Any, ...]]) -> Kind:
     """Return the body without what is neutral or harmless. Raises ApiError for what is neither."""
-    known = {each.encode_name for each in msgspec.structs.fields(kind)}
+    known = kind.__struct_encode_fields__  # `msgspec.structs.fields` evaluates all annotations at each call
     rest = {}
     for name, value in raw.items():
         if name in known:
@@ -282,30 +291,38 @@ def _converted(value: Any, kind: type[Kind], under: str = "") -> Kind:
         raise ApiError(400, f"{param or 'the body'}: {text}", code="invalid_type", param=param) from error
 
 
-def _stream_options(raw: Mapping[str, Any]) -> StreamOptions:
+def read_stream_options(raw: Mapping[str, Any]) -> StreamOptions:
+    """Return the field `stream_options`. Raises ApiError for what is not obeyed."""
     value = raw.get("stream_options")
     if value is None:
         return StreamOptions()
     if not raw.get("stream"):
         raise wrong("stream_options", "stream_options is for a stream only")
-    return _converted(value, StreamOptions, "stream_options")
+    found = _converted(value, StreamOptions, "stream_options")
+    if found.include_obfuscation:
+        raise unsupported("stream_options.include_obfuscation")
+    return found
 
 
-def _turn(message: ChatMessage, at: int) -> AskedTurn:
+def _turn(message: ChatMessage, at: int) -> RequestTurn:
     where = f"messages[{at}]"
     for name in ("tool_calls", "tool_call_id", "function_call", "audio", "name"):
         if getattr(message, name):
             raise unsupported(f"{where}.{name}")
     parts = message.content
+    if message.refusal:
+        if parts or message.role != "assistant":
+            raise unsupported(f"{where}.refusal", "beside a content, or of another role than the assistant's")
+        parts = message.refusal  # it is what the assistant has said
     if parts is None:
         raise wrong(f"{where}.content", "a message without content")
     if isinstance(parts, str):
-        return asked_turn(where, message.role, parts)
+        return request_turn(where, message.role, parts)
     texts = [part.text for part in parts if isinstance(part, TextPart)]
     pictures = [part.image_url for part in parts if isinstance(part, ImagePart)]
     for picture in pictures:
         check_detail(f"{where}.content", picture.detail)
-    return asked_turn(where, message.role, "\n".join(texts), [picture.url for picture in pictures])
+    return request_turn(where, message.role, "\n".join(texts), [picture.url for picture in pictures])
 
 
 def check_detail(where: str, detail: str) -> None:
@@ -314,29 +331,48 @@ def check_detail(where: str, detail: str) -> None:
         raise unsupported(where, f"detail {detail[:20]!r}; a picture's size follows from target and uplink")
 
 
-def asked_turn(where: str, role: str, text: str, pictures: list[str] | None = None) -> AskedTurn:
-    """Return one turn. Raises ApiError for what none can be."""
-    found = pictures or []
+def request_turn(
+    where: str, role: str, text: str, pictures: list[str] | None = None, *, content: str = ""
+) -> RequestTurn:
+    """Return one turn; errors name the field `where`, and `content` for its text. Raises ApiError.
+
+    A picture may stand alone; without one there must be a text.
+    """
+    found, content = pictures or [], content or f"{where}.content"
     if role == "developer":
         role = "system"
     if role not in ("system", "user", "assistant"):
         raise unsupported(f"{where}.role", f"{role[:40]!r}; known: system, developer, user, assistant")
     if found and role != "user":
-        raise wrong(f"{where}.content", "only the user shows pictures")
+        raise wrong(content, "only the user shows pictures")
     if len(found) > 1:
-        raise unsupported(f"{where}.content", "more than one picture in a request")
-    _check_text(f"{where}.content", text)
-    return AskedTurn(role, text, found[0] if found else "")
+        raise unsupported(content, "more than one picture in a request")
+    _check_text(content, text, is_needed=not found)
+    return RequestTurn(role, text, found[0] if found else "")
 
 
-def _check_text(where: str, text: str) -> None:
+def _check_text(where: str, text: str, *, is_needed: bool = True) -> None:
     if problem := text_problem(text):
         raise wrong(where, f"no text: {problem}")
-    if not text.strip():
+    if is_needed and not text.strip():
         raise wrong(where, "an empty text")
 
 
-def _form(where: str, kind: str, schema: dict[str, Any] | None, regex: str | None) -> tuple[str, str]:
+def answer_description(where: str, text: str | None) -> str:
+    """Return what the answer is to be, which the model is told. Raises ApiError."""
+    _check_text(f"{where}.description", text or "", is_needed=False)
+    return (text or "").strip()
+
+
+def check_form_fields(where: str, kind: str, of_schema: Mapping[str, Any], regex: str | None) -> None:
+    """Refuse fields of another form than the one that is asked for: they would not be read."""
+    given = {**dict.fromkeys(of_schema, SCHEMA), "regex": REGEX}
+    for name, value in {**of_schema, "regex": regex}.items():
+        if value is not None and given[name] != kind:
+            raise wrong(f"{where}.{name}", f"{name} is for the type {given[name]}, not for {kind[:40]!r}")
+
+
+def answer_form(where: str, kind: str, schema: dict[str, Any] | None, regex: str | None) -> tuple[str, str]:
     """Return type and pattern of the answer's form."""
     if kind in (TEXT, ACTIONS):
         return kind, ""
@@ -375,117 +411,3 @@ def _within(
 def new_seed() -> int:
     """Return a seed for a request that samples and names none."""
     return secrets.randbelow(2**31)
-
-
-# /v1/responses ---------------------------------------------------------------------------------------
-
-
-class InputText(Struct, forbid_unknown_fields=True, tag_field="type", tag="input_text"):
-    """A piece of what the user says."""
-
-    text: str
-
-
-class OutputText(Struct, forbid_unknown_fields=True, tag_field="type", tag="output_text"):
-    """A piece of what was answered before."""
-
-    text: str
-    annotations: list[Any] = []
-    logprobs: list[Any] | None = None
-
-
-class InputImage(Struct, forbid_unknown_fields=True, tag_field="type", tag="input_image"):
-    """A picture."""
-
-    image_url: str
-    detail: str = "auto"
-    file_id: str | None = None
-
-
-class InputItem(Struct, forbid_unknown_fields=True):
-    """One message of an input."""
-
-    role: str
-    content: str | list[InputText | OutputText | InputImage]
-    type: str = "message"
-    id: str | None = None
-    status: str | None = None
-    phase: str | None = None
-
-
-class FlatFormat(Struct, forbid_unknown_fields=True):
-    """`text.format`: as `ResponseFormat`, with the schema's fields beside its type."""
-
-    type: str
-    name: str | None = None
-    schema: dict[str, Any] | None = None
-    strict: bool | None = None
-    description: str | None = None
-    regex: str | None = None
-
-
-class TextOptions(Struct, forbid_unknown_fields=True):
-    """The field `text`."""
-
-    format: FlatFormat | None = None
-    verbosity: str | None = None
-
-
-class ResponsesBody(Struct, forbid_unknown_fields=True):
-    """The body of /v1/responses, without what is neutral."""
-
-    model: str
-    input: str | list[InputItem]
-    instructions: str | None = None
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    seed: int | None = None
-    max_output_tokens: int | None = None
-    stream: bool | None = None
-    text: TextOptions | None = None
-    vsd: OwnOptions | None = None
-
-
-def responses_question(data: bytes) -> Question:
-    """Return the question in a body of /v1/responses. Raises ApiError."""
-    raw = _object(data)
-    _stream_options(raw)
-    body = _read(raw, ResponsesBody, NEUTRAL_OF_RESPONSES)
-    turns = [] if body.instructions is None else [asked_turn("instructions", "system", body.instructions)]
-    items = [InputItem("user", body.input)] if isinstance(body.input, str) else body.input
-    turns += [_item_turn(item, f"input[{at}]") for at, item in enumerate(items)]
-    text = body.text or TextOptions()
-    if text.verbosity not in (None, "medium"):
-        raise unsupported("text.verbosity")
-    found = text.format or FlatFormat(TEXT)
-    form, pattern = _form("text.format", found.type, found.schema, found.regex)
-    return Question(
-        model=body.model,
-        turns=tuple(turns),
-        form=form,
-        pattern=pattern,
-        include_usage=True,
-        **_common(body, body.max_output_tokens),
-    )
-
-
-def _item_turn(item: InputItem, where: str) -> AskedTurn:
-    if item.type != "message":
-        raise unsupported(f"{where}.type", f"{item.type[:40]!r}; known: message")
-    if isinstance(item.content, str):
-        return asked_turn(where, item.role, item.content)
-    texts = [part.text for part in item.content if not isinstance(part, InputImage)]
-    pictures = [part for part in item.content if isinstance(part, InputImage)]
-    for picture in pictures:
-        if picture.file_id:
-            raise unsupported(f"{where}.file_id")
-        check_detail(f"{where}.content", picture.detail)
-    return asked_turn(where, item.role, "\n".join(texts), [picture.image_url for picture in pictures])
-
-
-READERS: Mapping[str, Callable[[bytes], Question]] = {
-    "/v1/chat/completions": chat_question,
-    "/v1/responses": responses_question,
-}
-"""What reads the body of each path."""

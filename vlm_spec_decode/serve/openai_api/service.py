@@ -1,112 +1,270 @@
-"""The whole of `vsd serve`: settings in, a running server out."""
+"""Questions from an event loop to an engine, whose answers are decoded in threads.
+
+At most `answers` are decoded at a time, which is what an engine has open; further ones wait, up to
+`concurrency` in all. Who leaves cancels its answer, here and in the cloud. When the cloud is lost the engine
+is connected again on a thread of its own (`mission.connection`); meanwhile questions fail at once, or the
+draft answers them alone.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import asyncio
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from typing import cast
 
-from vlm_spec_decode.core.config import check_ranges
-from vlm_spec_decode.edge.factory import check_settings as check_edge
-from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
-from vlm_spec_decode.edge.settings import EdgeSettings
-from vlm_spec_decode.mission.connection import EdgeEngineSource
+from vlm_spec_decode.core.errors import Cancelled, CloudUnreachable, VsdError
+from vlm_spec_decode.core.trace import RoundTrace
+from vlm_spec_decode.core.types import Observation
+from vlm_spec_decode.edge.engine import AnswerUpdate, DecodedAnswer, Engine, EngineConfig
+from vlm_spec_decode.mission.connection import EngineConnection, EngineSource
 from vlm_spec_decode.mission.state import MissionStatus
-from vlm_spec_decode.serve.access import (
-    AccessKeys,
-    BindAddress,
-    HttpLimits,
-    TlsFiles,
-    bind_address,
-    check_exposure,
-    read_keys,
-    tls_files,
-)
-from vlm_spec_decode.serve.openai_api.answering import AnswerService
-from vlm_spec_decode.serve.openai_api.app import Endpoint, make_app
-from vlm_spec_decode.serve.openai_api.asking import Asking
-from vlm_spec_decode.serve.openai_api.pictures import PictureLimits, check_hosts
-from vlm_spec_decode.serve.openai_api.settings import KEY_VARIABLE, ServeSettings, check_settings
-from vlm_spec_decode.serve.server import HttpServer
+from vlm_spec_decode.serve.openai_api.errors import RETRY_S, busy
+from vlm_spec_decode.serve.openai_api.settings import ServeSettings
 
-MEBI = 1 << 20
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
-class Checked:
-    """Settings that hold, and what they name: read before a model is loaded."""
+class PreparedRequest:
+    """A question as an engine takes it, and how many tokens its text has."""
 
-    serve: ServeSettings
-    edge: EdgeSettings
-    address: BindAddress
-    keys: AccessKeys
-    tls: TlsFiles | None
-    pictures: PictureLimits
+    observation: Observation
+    config: EngineConfig
+    prompt_tokens: int
 
 
-def check(serve: ServeSettings, edge: EdgeSettings) -> Checked:
-    """Check settings as far as that needs no model. Raises ConfigError."""
-    check_ranges(serve)
-    check_settings(serve, edge.cloud)
-    check_edge(edge)
-    address, keys = bind_address(serve.bind), read_keys(serve.api_keys, KEY_VARIABLE)
-    check_exposure(address, keys)
-    tls = tls_files(serve.tls_cert, serve.tls_key)
-    pictures = PictureLimits(
-        max_bytes=serve.max_body_mib * MEBI,
-        max_pixels=round(serve.max_megapixels * 1e6),
-        hosts=check_hosts(serve.allow_url_host),
-    )
-    return Checked(serve, edge, address, keys, tls, pictures)
+Prepare = Callable[[Engine], PreparedRequest]
+"""Makes a question ready for an engine, in the thread that decodes it. Raises VsdError or ApiError."""
 
 
-class OpenAiServer:
-    """The endpoint of one engine on one address. `report` gets the connection's states.
+class RunningAnswer:
+    """One answer on its way to the event loop. `is_verified`: the target decides it, not the draft alone."""
 
-    Raises ConfigError or ModelError when it is made. A cloud that is away is none: it is tried again.
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.is_verified = True
+        self.prepared: PreparedRequest | None = None
+        self.is_cancelled = False
+        self._loop = loop
+        self._answer: DecodedAnswer | None = None
+        self._updates: asyncio.Queue[AnswerUpdate | BaseException] = asyncio.Queue()
+
+    @property
+    def rounds(self) -> tuple[RoundTrace, ...]:
+        """The commits so far."""
+        return self._answer.rounds if self._answer else ()
+
+    async def next(self) -> AnswerUpdate:
+        """Return the next update; the last one has the result. Raises what ends the answer."""
+        found = await self._updates.get()
+        if isinstance(found, BaseException):
+            raise found
+        return found
+
+    def cancel(self) -> None:
+        """End the answer, here and in the cloud. Of one that has ended it is nothing."""
+        self.is_cancelled = True
+        if self._answer is not None:
+            self._answer.cancel()
+
+    # In the thread that decodes it -------------------------------------------------------------------
+
+    def decode(self, engine: Engine, prepare: Prepare) -> None:
+        """Decode the whole answer. Raises what ends it."""
+        self._check()
+        prepared = self.prepared = prepare(engine)
+        answer = self._answer = engine.answer(prepared.observation, prepared.config)
+        try:
+            self._check()
+            for update in answer:
+                self.put(update)
+        finally:
+            answer.close()
+
+    @property
+    def has_begun(self) -> bool:
+        """Whether something of it was handed over."""
+        return bool(self.rounds)
+
+    def put(self, item: AnswerUpdate | BaseException) -> None:
+        """Hand something over to the event loop; one that has ended wants nothing."""
+        with suppress(RuntimeError):
+            self._loop.call_soon_threadsafe(self._updates.put_nowait, item)
+
+    def _check(self) -> None:
+        if self.is_cancelled:
+            raise Cancelled("the client has left")
+
+
+class EngineTurns:
+    """Lets the answers of one engine run at a time, and those of others wait their turn, in order.
+
+    Engines share the draft model, which one thread at a time may run, and each orders its own threads only.
+    There are two around a lost cloud: the one that is given up and the new one, or the draft alone.
     """
 
-    def __init__(
-        self, serve: ServeSettings, edge: EdgeSettings, report: Callable[[MissionStatus], None] | None = None
-    ) -> None:
-        checked = check(serve, edge)
-        source = EdgeEngineSource(edge)
-        limits = HttpLimits(body_bytes=serve.max_body_mib * MEBI, body_s=serve.body_timeout_s)
-        asking = Asking(
-            pictures=checked.pictures,
-            longest_answer=serve.longest_answer,
-            grammar=edge.grammar,
-            sees=source.sees,
-        )
-        self.service = AnswerService(source, serve, report)
-        self.endpoint = Endpoint(self.service, asking, serve)
-        # Bound before the engine is connected: a port that is taken is said at once.
-        self._http = HttpServer(
-            make_app(self.endpoint, checked.keys, limits), checked.address, checked.tls, limits
-        )
-        self.url = self._http.url
-        try:
-            self.service.start()
-        except BaseException:
-            self._http.close()
-            raise
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._running: list[Engine] = []
+        self._waiting: list[list[Engine]] = []
 
-    def serve(self) -> None:
-        """Serve in this thread until a signal or `close`."""
+    @contextmanager
+    def of(self, engine: Engine) -> Iterator[None]:
+        """Run an answer of an engine in this block."""
+        mine = [engine]
+        with self._changed:
+            self._waiting.append(mine)
+            try:
+                self._changed.wait_for(lambda: self._may_run(mine))
+            finally:
+                self._waiting = [each for each in self._waiting if each is not mine]
+            self._running.append(engine)
         try:
-            self._http.serve()
+            yield
         finally:
-            self.close()
+            with self._changed:
+                self._running.remove(engine)
+                self._changed.notify_all()
+
+    def _may_run(self, mine: list[Engine]) -> bool:
+        """Whether neither who runs nor who has waited for longer is of another engine."""
+        position = next(n for n, each in enumerate(self._waiting) if each is mine)
+        ahead = [*self._running, *(engine for (engine,) in self._waiting[:position])]
+        return all(engine is mine[0] for engine in ahead)
+
+
+class AnswerService:
+    """Answers questions with the engine of a source. Made anywhere; `ask` is for one event loop."""
+
+    def __init__(
+        self,
+        source: EngineSource,
+        settings: ServeSettings,
+        report: Callable[[MissionStatus], None] | None = None,
+    ) -> None:
+        self._settings = settings
+        self._failure: VsdError | None = None
+        self._connection = EngineConnection(source, report or (lambda _status: None), self._on_failure)
+        self._source = source
+        self._turns = EngineTurns()
+        self._draft: Engine | None = None
+        self._draft_lock = threading.Lock()
+        self._executor = ThreadPoolExecutor(settings.answers, "vsd-answer")
+        self._slots: asyncio.Semaphore | None = None
+        self.under_way = 0
+        self.decoding = 0
+
+    @property
+    def engine(self) -> object:
+        """The engine with its target, None without; another one after every connection."""
+        return self._connection.current
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether there is an engine with its target, and that was heard lately."""
+        engine = cast("Engine | None", self._connection.current)
+        return engine is not None and engine.is_reachable
+
+    def check(self) -> bool:
+        """Return `is_connected`; a cloud that was lost while nobody asked is connected again."""
+        if self._connection.current is None or self.is_connected:
+            return self.is_connected
+        if not self.decoding:  # who asks it now finds out, and connects again
+            self._connection.reconnect()
+        return False
+
+    @property
+    def facts(self) -> str:
+        """Settings and models that decide the tokens, as JSON; "" before the first connection."""
+        return self._source.facts()
 
     def start(self) -> None:
-        """Serve on a thread of its own."""
-        self._http.start()
+        """Connect the engine, and wait for the first attempt. Raises what waiting does not mend."""
+        self._connection.start()
+        self._connection.ensure()
+        if self._failure is not None:
+            self.close()
+            raise self._failure
+
+    def why_away(self) -> str:
+        """Return why there is no engine."""
+        return str(self._connection.error)
 
     def close(self) -> None:
-        """End all answers, the server and the connection. Idempotent."""
-        self._http.close()
-        self.service.close()
+        """End all answers and the connection."""
+        if (engine := self._connection.current) is not None:
+            engine.cancel()
+        self._executor.shutdown(wait=False, cancel_futures=True)
+        self._connection.close(5.0)
+        self._executor.shutdown(wait=True)
 
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Have one request under way in this block. Raises ApiError (429) if too many are."""
+        if self.under_way >= self._settings.concurrency:
+            raise busy(self.under_way, RETRY_S)
+        self.under_way += 1
+        try:
+            yield
+        finally:
+            self.under_way -= 1
 
-def edge_timing(silence_s: float, connect_s: float) -> ProtocolTiming:
-    """Return the time-outs with which a lost cloud is noticed after `silence_s`."""
-    return ProtocolTiming.walking(silence_s, connect_s)
+    @asynccontextmanager
+    async def ask(self, prepare: Prepare) -> AsyncIterator[RunningAnswer]:
+        """Ask in this block, whose end ends the answer. For a request that has a `place`."""
+        if self._slots is None:
+            self._slots = asyncio.Semaphore(self._settings.answers)
+        await self._slots.acquire()
+        loop = asyncio.get_running_loop()
+        answer = RunningAnswer(loop)
+        self.decoding += 1
+        loop.run_in_executor(self._executor, self._run, answer, prepare).add_done_callback(self._on_end)
+        try:
+            yield answer
+        finally:
+            answer.cancel()
+
+    def _on_end(self, _done: asyncio.Future[None]) -> None:
+        """Let the next one begin: only now has the engine room again."""
+        assert self._slots is not None
+        self.decoding -= 1
+        self._slots.release()
+
+    def _on_failure(self, error: VsdError) -> None:
+        self._failure = error
+
+    # In the threads ----------------------------------------------------------------------------------
+
+    def _run(self, answer: RunningAnswer, prepare: Prepare) -> None:
+        try:
+            self._decode(answer, prepare)
+        except BaseException as error:  # noqa: BLE001 - raised again in the task that reads the answer
+            answer.put(error)
+
+    def _decode(self, answer: RunningAnswer, prepare: Prepare) -> None:
+        engine = cast("Engine | None", self._connection.current)
+        if engine is not None:
+            try:
+                with self._turns.of(engine):
+                    answer.decode(engine, prepare)
+                return
+            except CloudUnreachable:
+                if self._connection.current is engine:
+                    self._connection.reconnect()
+                if self._settings.fallback != "draft" or answer.has_begun:
+                    raise
+        elif self._settings.fallback != "draft":
+            raise CloudUnreachable(self.why_away())
+        alone = self._draft_engine()
+        with self._turns.of(alone):
+            answer.is_verified = False
+            answer.decode(alone, prepare)
+
+    def _draft_engine(self) -> Engine:
+        with self._draft_lock:
+            self._draft = self._draft or cast("Engine", self._source.draft())
+            return self._draft
