@@ -276,7 +276,11 @@ class StateFeed(StateMonitor):
 def _is_elsewhere(state: RobotState, before: RobotState) -> bool:
     """Return whether the body has changed its place, attitude or posture beyond the noise of standing."""
     moved_m = (state.x_m - before.x_m, state.y_m - before.y_m, state.body_height_m - before.body_height_m)
-    turned = (state.yaw_rad - before.yaw_rad, state.roll_rad - before.roll_rad, state.pitch_rad - before.pitch_rad)
+    turned = (
+        state.yaw_rad - before.yaw_rad,
+        state.roll_rad - before.roll_rad,
+        state.pitch_rad - before.pitch_rad,
+    )
     return (
         not state.is_still
         or state.code != before.code

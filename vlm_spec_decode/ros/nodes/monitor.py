@@ -133,7 +133,12 @@ class MonitorNode:
 
     def _publish_figure(self, name: str, value: float | None) -> None:
         publisher = self._figures[name]
-        if value is None or not math.isfinite(value) or self._closed or not publisher.get_subscription_count():
+        if (
+            value is None
+            or not math.isfinite(value)
+            or self._closed
+            or not publisher.get_subscription_count()
+        ):
             return
         publisher.publish(Float64(data=float(value)))
 
