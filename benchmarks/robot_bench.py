@@ -25,7 +25,7 @@ SCAN = {"scan_topic": "scan", "obstacle_timeout_s": 0.4}
 
 
 class Bench:
-    """Processes, tap and operator of one run; a context. `out` takes what a case writes beside its figures."""
+    """Processes, tap and operator of a run, a context. `out` takes what cases write beside the figures."""
 
     def __init__(self, processes: Processes, folder: Path, out: Path, body: str = "kinematic") -> None:
         self.processes, self.folder, self.out, self.body = processes, folder, out, body

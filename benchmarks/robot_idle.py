@@ -23,7 +23,6 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
 
 import websockets.exceptions
 import websockets.sync.client

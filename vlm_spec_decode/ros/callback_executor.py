@@ -65,7 +65,10 @@ class _Entity:
 
 
 def _taker(own: Any, kind: str) -> Callable[[], Callable[[], object] | None] | None:
-    """Return what takes a timer's or subscription's turn and returns its callback; None for rclpy's own way."""
+    """Return what takes the turn of a timer or subscription and returns its callback.
+
+    None: only rclpy's own way will do.
+    """
     if kind not in ("timer", "subscription") or inspect.iscoroutinefunction(own.callback):
         return None
     if kind == "timer":
@@ -184,6 +187,7 @@ class CallbackExecutor(MultiThreadedExecutor):  # type: ignore[misc]  # rclpy ha
 
     def __init__(self, num_threads: int, *, context: Any = None) -> None:
         """Begin with no node; at most `num_threads` callbacks run at the same time."""
+        self._tasks: list[tuple[Any, Any, Any]]
         super().__init__(num_threads, context=context)
         self._kept = _KeptEntities()
         self._faults: SimpleQueue[BaseException] = SimpleQueue()
@@ -303,7 +307,7 @@ class CallbackExecutor(MultiThreadedExecutor):  # type: ignore[misc]  # rclpy ha
                     self.wake()
             if callback is not None:
                 callback()
-        except BaseException as fault:  # noqa: BLE001  # the spinning thread raises it, as with rclpy's executor
+        except BaseException as fault:  # noqa: BLE001  # the spinning thread raises it, as in rclpy
             self._faults.put(fault)
         finally:
             if is_exclusive:

@@ -86,7 +86,7 @@ class PausedTimer:
     def run_if(self, is_wanted: Callable[[], bool]) -> None:
         """Let it run from now on, first after one period, or not.
 
-        Of several threads that come after a change the last one asks last, so none leaves it as it was before.
+        Of several threads that come after a change the last one asks last, so none leaves it as before.
         """
         with self._lock:
             if not is_wanted():
