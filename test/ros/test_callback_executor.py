@@ -14,6 +14,7 @@ from test.ros import ROS_DOMAIN
 from test.ros.conftest import wait_for
 from vlm_spec_decode.ros.callback_executor import CallbackExecutor
 from vlm_spec_decode.ros.convert import STEADY
+from vlm_spec_decode.ros.entry_points import RCLError
 from vlm_spec_decode.ros.subscriptions import PausedTimer
 
 pytestmark = pytest.mark.ros
@@ -40,7 +41,7 @@ class Spun:
             self.waits += 1
             try:
                 self.executor.spin_once(timeout_sec=0.2)
-            except RuntimeError as error:
+            except (RuntimeError, RCLError) as error:
                 self.raised.append(str(error))
 
     def close(self):
@@ -216,3 +217,16 @@ def test_a_timer_that_is_not_wanted_costs_nothing_and_comes_back_at_once(spun):
     count = len(calls)
     time.sleep(0.2)
     assert len(calls) == count
+
+
+def test_a_timer_that_is_cancelled_while_it_is_due_is_no_fault(spun):
+    calls, groups = [], [ReentrantCallbackGroup() for _ in range(6)]
+    timers = [spun.node.create_timer(0.001, lambda: calls.append(1), group, clock=STEADY) for group in groups]
+    for _ in range(300):
+        for timer in timers:
+            timer.cancel()
+            timer.reset()
+        spun.executor.wake()
+        time.sleep(0.002)
+    assert calls
+    assert not spun.raised

@@ -48,7 +48,7 @@ EVENT_TYPES = ("EventHandler", "QoSEventHandler")
 
 # Not in every version of rclpy.
 _TimerInfo = getattr(rclpy.timer, "TimerInfo", None)
-_TimerCancelled = getattr(rclpy_implementation, "TimerCancelledError", InvalidHandle)
+_Cancelled = getattr(rclpy_implementation, "TimerCancelledError", rclpy_implementation.RCLError)
 
 
 class _Entity:
@@ -80,8 +80,9 @@ def _taker(own: Any, kind: str) -> Callable[[], Callable[[], object] | None] | N
 
 
 def _take_timer(timer: Any) -> Callable[[], object] | None:
-    with suppress(InvalidHandle, _TimerCancelled), timer.handle:
-        timer.handle.call_timer()
+    with suppress(InvalidHandle, _Cancelled), timer.handle:
+        # Newer versions tell a timer that was cancelled meanwhile from an error.
+        getattr(timer.handle, "call_timer_with_info", timer.handle.call_timer)()
         callback: Callable[[], object] = timer.callback
         return callback
     return None
