@@ -159,7 +159,8 @@ def bodies(document: Mapping[str, Any]) -> str:
 def processes(document: Mapping[str, Any]) -> str:
     """Return what the processes on the robot's computer take."""
     table = robot_tables.processes_table(document)
-    return f"{table} Over {document['seconds']:g} s for each state. {made(document)}"
+    times = f"Over {document['seconds']:g} s, on the mission over its first 10 s at most."
+    return f"{table} {times} {made(document)}"
 
 
 def render(text: str) -> str:
