@@ -12,6 +12,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from test.ros import ROS_DOMAIN
 from test.ros.conftest import wait_for
+from vlm_spec_decode.ros import callback_executor
 from vlm_spec_decode.ros.callback_executor import CallbackExecutor, _take_timer
 from vlm_spec_decode.ros.convert import STEADY
 from vlm_spec_decode.ros.subscriptions import PausedTimer
@@ -254,3 +255,12 @@ def test_a_guard_that_is_ready_with_another_of_its_group_comes_after_it(spun):
     executor.release()
     executor.shutdown()
     node.destroy_node()
+
+
+def test_another_rclpy_gets_its_own_executor(monkeypatch, caplog):
+    made = []
+    monkeypatch.setattr(callback_executor, "MultiThreadedExecutor", made.append)
+    monkeypatch.setattr(callback_executor, "NEEDED", ((rclpy, ("NoSuchThing",)),))
+    callback_executor.make_executor(3)
+    assert made == [3]
+    assert "NoSuchThing" in caplog.text

@@ -17,6 +17,7 @@ The rules of callback groups are rclpy's. Messages, requests and timers wake it 
 from __future__ import annotations
 
 import inspect
+import logging
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, suppress
@@ -30,6 +31,8 @@ from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.subscription import Subscription
 from rclpy.waitable import NumberOfEntities
+
+log = logging.getLogger(__name__)
 
 EVENTS_S = 1.0
 """Period of looking at events of quality of service."""
@@ -49,6 +52,23 @@ EVENT_TYPES = ("EventHandler", "QoSEventHandler")
 # Not in every version of rclpy.
 _TimerInfo = getattr(rclpy.timer, "TimerInfo", None)
 _Cancelled = getattr(rclpy_implementation, "TimerCancelledError", rclpy_implementation.RCLError)
+
+NEEDED = (
+    (rclpy_implementation, ("WaitSet",)),
+    (Subscription, ("CallbackType",)),
+    (MultiThreadedExecutor, ("_make_handler", "_take_waitable", "can_execute", "wake", "get_nodes")),
+)
+"""What is used of rclpy beyond its public names, as versions 7 (Jazzy) to 9 (Kilted) have it."""
+
+
+def make_executor(num_threads: int) -> MultiThreadedExecutor:
+    """Return the executor of a node process: rclpy's own one in a version that is built in another way."""
+    lacking = [name for owner, names in NEEDED for name in names if not hasattr(owner, name)]
+    lacking += [name for name in CallbackExecutor.TAKES.values() if not hasattr(CallbackExecutor, name)]
+    if lacking:
+        log.warning("this rclpy has no %s: its own executor is used, which takes more time", lacking[0])
+        return MultiThreadedExecutor(num_threads)
+    return CallbackExecutor(num_threads)
 
 
 class _Entity:

@@ -24,7 +24,7 @@ from types import FrameType
 from typing import NoReturn
 
 import rclpy
-from rclpy.executors import ExternalShutdownException
+from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
 from rclpy.signals import SignalHandlerOptions
@@ -38,7 +38,7 @@ from vlm_spec_decode.robot.go2.codes import StateTable
 from vlm_spec_decode.robot.go2.config import Go2Config, check_middleware, check_network
 from vlm_spec_decode.robot.lease import Board
 from vlm_spec_decode.robot.registry import robot_kind
-from vlm_spec_decode.ros.callback_executor import CallbackExecutor
+from vlm_spec_decode.ros.callback_executor import CallbackExecutor, make_executor
 from vlm_spec_decode.ros.lifecycle import Build, ManagedNode, NodePart, StopRequest
 from vlm_spec_decode.ros.middleware import NO_LOG_FILE, named_errors, prefer_sockets
 from vlm_spec_decode.ros.node_parameters import settings
@@ -266,7 +266,7 @@ def _bring_up(node: ManagedNode, ending: _Ending) -> None:
 
 
 def _serve(node: ManagedNode, ending: _Ending, threads: int) -> None:
-    executor = CallbackExecutor(threads)
+    executor = make_executor(threads)
     executor.add_node(node)
     pool = ThreadPoolExecutor(1, thread_name_prefix="spin")
     spinning = pool.submit(_spin, executor, node, ending.event)
@@ -278,11 +278,12 @@ def _serve(node: ManagedNode, ending: _Ending, threads: int) -> None:
         executor.wake()
         pool.shutdown()
         # No executor.shutdown(): it frees objects that a running callback uses at its end.
-        executor.release()
+        if isinstance(executor, CallbackExecutor):
+            executor.release()
     _raise_bug(spinning)
 
 
-def _spin(executor: CallbackExecutor, node: ManagedNode, ended: threading.Event) -> None:
+def _spin(executor: MultiThreadedExecutor, node: ManagedNode, ended: threading.Event) -> None:
     while not ended.is_set():
         try:
             executor.spin_once(timeout_sec=1.0)
