@@ -100,7 +100,7 @@ def cases(counts: Counts, out: Path, body: str) -> Iterator[dict[str, Part]]:
             settings = {"OMP_NUM_THREADS": "1", "MUJOCO_GL": "osmesa"}
             name = stack.enter_context(tempfile.TemporaryDirectory(prefix="vsd-robot-"))
             processes = stack.enter_context(Processes(out / "logs", WallClock(), settings))
-            return stack.enter_context(Bench(processes, Path(name), body))
+            return stack.enter_context(Bench(processes, Path(name), out, body))
 
         def gate() -> list[Figure]:
             return [plans(counts.plans, SEED), obstacles(counts.virtual, SEED)]

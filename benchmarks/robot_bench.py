@@ -25,10 +25,10 @@ SCAN = {"scan_topic": "scan", "obstacle_timeout_s": 0.4}
 
 
 class Bench:
-    """Processes, tap and operator of one run; a context."""
+    """Processes, tap and operator of a run, a context. `out` takes what cases write beside the figures."""
 
-    def __init__(self, processes: Processes, folder: Path, body: str = "kinematic") -> None:
-        self.processes, self.folder, self.body = processes, folder, body
+    def __init__(self, processes: Processes, folder: Path, out: Path, body: str = "kinematic") -> None:
+        self.processes, self.folder, self.out, self.body = processes, folder, out, body
         self.running: dict[str, ChildProcess] = {}
         self.trial = 0
 

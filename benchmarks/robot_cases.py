@@ -11,7 +11,8 @@ from collections.abc import Callable
 from figures import Figure
 from robot_bench import DDS_DOMAIN, SCAN, START_S, Bench
 from robot_gate import gap_to_disc
-from robot_nodes import INSTRUCTION, idle, overlay
+from robot_idle import INSTRUCTION, idle
+from robot_nodes import overlay
 from robot_rig import freeze, until
 
 from vlm_spec_decode.actions.types import Forward

@@ -1,4 +1,4 @@
-"""The cases of benchmarks/robot.py about the nodes themselves: processor time, and the overlay's delay."""
+"""The case of benchmarks/robot.py about the monitor node: the delay of its overlay."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from robot_rig import cpu_s, until
 from sensor_msgs.msg import CompressedImage
 
 from vlm_spec_decode.core.types import Image
-from vlm_spec_decode.mission.state import END_STATES
 from vlm_spec_decode.ros.visualization import AnswerPiece, Caption, draw
-
-INSTRUCTION = "walk to the red box"
 
 
 def overlay(bench: Bench, count: int) -> list[Figure]:
@@ -71,35 +68,3 @@ def drawing_s(image: Image, times: int = 30) -> float:
     for _ in range(times):
         draw(image, caption)
     return (time.thread_time() - began_s) / times
-
-
-def idle(bench: Bench, count: int) -> list[Figure]:
-    """Take the processor time of each node while nothing is asked of it, then while a mission walks."""
-    bench.vlm()
-    bench.node("monitor_node")
-    names = ("camera_node", "locomotion_node", "vlm_node", "monitor_node")
-    seconds = min(20.0, count / 10)
-    time.sleep(5.0)
-    resting = _shares(bench, names, seconds)
-    mission = bench.name()
-    bench.operator.ask(INSTRUCTION, mission)
-    until(lambda: "answering" in bench.operator.states(mission), 60, "an answer")
-    working = _shares(bench, names, min(10.0, seconds))
-    bench.operator.withdraw(mission) if not END_STATES & set(bench.operator.states(mission)) else None
-    for name in ("vlm_node", "monitor_node"):
-        bench.kill(name)
-    bench.home()
-    texts = [
-        f"{activity}: " + ", ".join(f"{name} {share:.2f}" for name, share in used.items())
-        for activity, used in (("idle", resting), ("on a mission", working))
-    ]
-    note = f"{'; '.join(texts)} of a core, over {seconds:.0f} s"
-    return [Figure("idle_cores", max(resting.values()), 0.5, "at most", note)]
-
-
-def _shares(bench: Bench, names: tuple[str, ...], seconds: float) -> dict[str, float]:
-    """Return the share of a core that each node uses from now on."""
-    before, began_s = {name: cpu_s(bench.pid(name)) for name in names}, time.monotonic()
-    time.sleep(seconds)
-    spent_s = time.monotonic() - began_s
-    return {name: (cpu_s(bench.pid(name)) - before[name]) / spent_s for name in names}

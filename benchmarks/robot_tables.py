@@ -1,7 +1,17 @@
-"""What the figures of benchmarks/robot.py are called in the documents."""
+"""What the figures of benchmarks/robot.py are called in the documents, and the table of its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from lib.energy import watts
 
 MEANINGS = {
-    "idle_cores": "the busiest node while nothing is asked, share of a core",
+    "idle_locomotion_cores": "the locomotion node while nothing is asked, share of a core",
+    "idle_nodes_cores": "all nodes but the console's",
+    "idle_console_closed_cores": "all nodes, the console served, no page open",
+    "idle_console_open_cores": "all nodes, a page open with the video",
     "overlay_p95_s": "frame to overlay at 10 Hz, 95th percentile, s",
     "e_stop_p99_s": "e-stop call until the robot's service hears the stop, 99th percentile, s",
     "e_stop_time_ratio": "from there to standstill at top speed, over what the body alone needs: time",
@@ -32,3 +42,19 @@ MEANINGS = {
     "states_nodes_cloud_lost_s": "the same: link cut, until the fallback, s",
     "missions_time_ratio": "missions over DDS, a hardware profile: time with the defaults over that before",
 }
+
+
+def processes_table(document: Mapping[str, Any]) -> str:
+    """Return a row for each process, and one for all."""
+    states = ("idle", "open", "busy")
+    rows = ["| process | idle | console's page open | on a mission, page open | resident, MB | share, MB |"]
+    rows.append("| --- | --- | --- | --- | --- | --- |")
+    processes = document["processes"]
+    for name, each in processes.items():
+        shares = " | ".join(f"{each['cores'][state]:.3f}" for state in states)
+        rows.append(f"| `{name}` | {shares} | {each['resident_mb']:.0f} | {each['share_mb']:.0f} |")
+    totals = " | ".join(f"{sum(each['cores'][state] for each in processes.values()):.3f}" for state in states)
+    share_mb = sum(each["share_mb"] for each in processes.values())
+    rows.append(f"| all | {totals} | | {share_mb:.0f} |")
+    power = "; ".join(f"{state} {watts(document['power_w'][state])}" for state in states)
+    return "\n".join([*rows, "", f"Power of the machine by its own counters: {power}."])

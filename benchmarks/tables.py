@@ -8,7 +8,8 @@
 `docs/results/main_job.json` is what benchmarks/main_job.py leaves in its folder, with the machine it ran on;
 `docs/results/demo.json` is the run.json of a `vsd demo`; `decoding.json` and `reproduction.json` are what
 benchmarks/decoding.py and benchmarks/reproduction.py leave, `regimes.json` what
-benchmarks/regime_map.py does, `robot.json` what benchmarks/robot.py does,
+benchmarks/regime_map.py does, `robot.json` what benchmarks/robot.py does, `processes.json` what its case
+`idle` leaves in its folder,
 `bodies.json` what benchmarks/bodies.py does, `bags.json` what benchmarks/bags.py does, `service.json` what
 benchmarks/service.py does, `hardening.json` what benchmarks/hardening.py does; robot, bags,
 service and hardening take the name of the file as `--results`.
@@ -155,6 +156,13 @@ def bodies(document: Mapping[str, Any]) -> str:
     return f"{table}\n\nEach case {document['times']} times. {made(document)}"
 
 
+def processes(document: Mapping[str, Any]) -> str:
+    """Return what the processes on the robot's computer take."""
+    table = robot_tables.processes_table(document)
+    times = f"Over {document['seconds']:g} s, on the mission over its first 10 s at most."
+    return f"{table} {times} {made(document)}"
+
+
 def render(text: str) -> str:
     """Return a document with those of its marked tables written anew that it has."""
 
@@ -173,6 +181,7 @@ def render(text: str) -> str:
         "main_job": lambda: f"{figures_table(load('main_job'))}\n\n{made(load('main_job'))}",
         "bags": lambda: apart(load("bags")),
         "robot": lambda: apart(load("robot")),
+        "processes": lambda: processes(load("processes")),
         "bodies": lambda: bodies(load("bodies")),
         "service": lambda: apart(load("service")),
         "hardening": lambda: apart(load("hardening")),

@@ -51,3 +51,16 @@ def test_a_process_that_did_not_run_still_notices_a_dead_asker():
     assert leases.expired(0.0) == []
     assert leases.expired(5.0) == []
     assert [mission for _, mission in looks(leases, 5.05, 6.0)] == ["m"]
+
+
+def test_nobody_need_look_while_there_is_no_lease():
+    leases = MissionLeases(PERIOD_S)
+    leases.begin("first", 0.72, 0.0)
+    assert looks(leases, 0.0, 0.5) == []
+    leases.end("first")
+    assert not leases.is_any
+    leases.begin("later", 0.72, 100.0)
+    assert leases.is_any
+    # The time without a look, in which there was no lease, is not added to its silence.
+    assert looks(leases, 100.05, 101.0) == [(100.75, "later")]
+    assert not leases.is_any

@@ -7,13 +7,13 @@ import time
 import pytest
 import rclpy
 from PIL import Image as PilImage
-from rclpy.executors import MultiThreadedExecutor
 from rclpy.qos import qos_profile_sensor_data
 
 from test.mission.scripted import plain_jpeg
 from test.ros import NAMESPACE, ROS_DOMAIN
 from test.ros.processes import Processes
 from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.ros.callback_executor import CallbackExecutor
 from vlm_spec_decode.ros.lifecycle import ManagedNode
 
 
@@ -23,7 +23,7 @@ class Graph:
     def __init__(self):
         self.context = rclpy.Context()
         rclpy.init(context=self.context, domain_id=ROS_DOMAIN)
-        self.executor = MultiThreadedExecutor(4, context=self.context)
+        self.executor = CallbackExecutor(4, context=self.context)
         self.nodes = []
         self.parts = []
         self.ended = threading.Event()
@@ -66,6 +66,7 @@ class Graph:
         self.ended.set()
         self.executor.wake()
         self.thread.join(5)
+        self.executor.release()
         for node in self.nodes:
             node.destroy_node()
         rclpy.shutdown(context=self.context)

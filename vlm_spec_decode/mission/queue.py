@@ -221,7 +221,7 @@ class MissionLeases:
     """The missions with a lease and the time of each one's last heartbeat, in seconds of one clock."""
 
     period_s: float
-    """How often `expired` is called."""
+    """How often `expired` is called while there is a lease."""
     _silence_s: dict[str, float] = field(default_factory=dict)
     _received_s: dict[str, float] = field(default_factory=dict)
     _checked_s: float | None = None
@@ -232,7 +232,15 @@ class MissionLeases:
         0: the mission needs no heartbeat.
         """
         if silence_s > 0:
+            if not self.is_any:
+                # Nobody had to look until now.
+                self._checked_s = now_s
             self._silence_s[mission], self._received_s[mission] = silence_s, now_s
+
+    @property
+    def is_any(self) -> bool:
+        """Whether a mission has a lease."""
+        return bool(self._received_s)
 
     def beat(self, mission: str, now_s: float) -> None:
         """Record a heartbeat; one for a mission without a lease is ignored."""

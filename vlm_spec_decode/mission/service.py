@@ -34,7 +34,7 @@ from vlm_spec_decode.mission.state import (
 
 CLOSE_S = 2.0
 LEASE_CHECK_S = 0.05
-"""How often `check_leases` is to be called."""
+"""How often `check_leases` is to be called while `has_leases`."""
 
 SHOWN_CHARS = 200
 SUPERSEDED = "superseded by a new instruction"
@@ -43,11 +43,17 @@ SUPERSEDED = "superseded by a new instruction"
 class PlanHeartbeat:
     """Sends plans, and repeats the one in progress, so that silence means that nobody commands.
 
-    Safe for threads. `now_s` is the clock of the plans' stamps.
+    Safe for threads. `now_s` is the clock of the plans' stamps. `on_change` is told, under the lock, whether
+    there is a plan to be repeated from now on.
     """
 
-    def __init__(self, send: Callable[[Plan], None], now_s: Callable[[], float]) -> None:
-        self._send, self._now_s = send, now_s
+    def __init__(
+        self,
+        send: Callable[[Plan], None],
+        now_s: Callable[[], float],
+        on_change: Callable[[bool], None] = lambda _: None,
+    ) -> None:
+        self._send, self._now_s, self._on_change = send, now_s, on_change
         self._plan: Plan | None = None
         self._lock = threading.Lock()
 
@@ -55,6 +61,7 @@ class PlanHeartbeat:
         """Send a plan and store it as the heartbeat."""
         with self._lock:
             self._plan = plan
+            self._on_change(True)
             self._send(plan)
 
     def repeat_plan(self) -> None:
@@ -67,11 +74,13 @@ class PlanHeartbeat:
         """End the heartbeat: no plan is in progress."""
         with self._lock:
             self._plan = None
+            self._on_change(False)
 
     def send_empty_plan(self) -> None:
         """Send an empty plan that supersedes the one in progress: the robot stops."""
         with self._lock:
             plan, self._plan = self._plan, None
+            self._on_change(False)
             if plan is not None:
                 self._send(Plan(plan.mission, plan.answer + 1, self._now_s(), 0, final=True))
 
@@ -263,6 +272,11 @@ class MissionService:
                 status=ended.state,
             )
         )
+
+    @property
+    def has_leases(self) -> bool:
+        """Whether a mission has a client whose silence ends it."""
+        return self._leases.is_any
 
     def check_leases(self) -> None:
         """Cancel the missions whose clients have fallen silent."""

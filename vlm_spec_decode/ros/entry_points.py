@@ -38,6 +38,7 @@ from vlm_spec_decode.robot.go2.codes import StateTable
 from vlm_spec_decode.robot.go2.config import Go2Config, check_middleware, check_network
 from vlm_spec_decode.robot.lease import Board
 from vlm_spec_decode.robot.registry import robot_kind
+from vlm_spec_decode.ros.callback_executor import CallbackExecutor, make_executor
 from vlm_spec_decode.ros.lifecycle import Build, ManagedNode, NodePart, StopRequest
 from vlm_spec_decode.ros.middleware import NO_LOG_FILE, named_errors, prefer_sockets
 from vlm_spec_decode.ros.node_parameters import settings
@@ -265,7 +266,7 @@ def _bring_up(node: ManagedNode, ending: _Ending) -> None:
 
 
 def _serve(node: ManagedNode, ending: _Ending, threads: int) -> None:
-    executor = MultiThreadedExecutor(threads)
+    executor = make_executor(threads)
     executor.add_node(node)
     pool = ThreadPoolExecutor(1, thread_name_prefix="spin")
     spinning = pool.submit(_spin, executor, node, ending.event)
@@ -277,6 +278,8 @@ def _serve(node: ManagedNode, ending: _Ending, threads: int) -> None:
         executor.wake()
         pool.shutdown()
         # No executor.shutdown(): it frees objects that a running callback uses at its end.
+        if isinstance(executor, CallbackExecutor):
+            executor.release()
     _raise_bug(spinning)
 
 

@@ -7,6 +7,7 @@ because its keys are those of whatever settings and models are in use.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from diagnostic_msgs.msg import DiagnosticArray
@@ -53,13 +54,15 @@ class VlmPublishers:
         self._last: Answer | None = None
         self.listeners: list[MissionListener] = []
         """They are told what is published."""
+        self.on_plan_in_progress: Callable[[bool], None] = lambda _: None
+        """Is told, on any thread, whether there is a plan to be repeated from now on."""
         self.shown = MissionStatus(state="connecting")
         """The newest status of the mission in progress, or of the link."""
         self._answers = node.create_publisher(String, "vlm/answer", COMMAND)
         self._typed_answers = node.create_publisher(msg.Answer, "vlm/answer/typed", COMMAND)
         self._partials = node.create_publisher(String, "vlm/answer/partial", STREAMED)
         self._plans = node.create_publisher(msg.Plan, "vlm/plan", COMMAND)
-        heartbeat = PlanHeartbeat(self._send, stamps.ros_now_s)
+        heartbeat = PlanHeartbeat(self._send, stamps.ros_now_s, self._on_plan_in_progress)
         self._heartbeat = heartbeat
         self.repeat_plan, self.end_plan = heartbeat.repeat_plan, heartbeat.end_plan
         self.send_empty_plan = heartbeat.send_empty_plan
@@ -78,6 +81,9 @@ class VlmPublishers:
     def acknowledge(self, ack: Ack) -> None:
         """Publish the reply to a request or a heartbeat."""
         self._acks.publish(typed.ack_to_message(ack))
+
+    def _on_plan_in_progress(self, is_there: bool) -> None:
+        self.on_plan_in_progress(is_there)
 
     def _send(self, plan: Plan) -> None:
         self._plans.publish(typed.plan_to_message(plan))

@@ -71,6 +71,33 @@ def guarded_timer(node: Any, name: str, act: Callable[[], None]) -> Callable[[],
     return lambda: handle(None)
 
 
+class PausedTimer:
+    """A timer of a node that runs only while it is wanted, so that it costs nothing while all rests.
+
+    Safe for threads.
+    """
+
+    def __init__(self, node: Any, period_s: float, act: Callable[[], None], group: Any, clock: Any) -> None:
+        """Create the timer; it does not run yet."""
+        self._node, self._lock = node, threading.Lock()
+        self._timer = node.create_timer(period_s, act, group, clock=clock)
+        self._timer.cancel()
+
+    def run_if(self, is_wanted: Callable[[], bool]) -> None:
+        """Let it run from now on, first after one period, or not.
+
+        Of several threads that come after a change the last one asks last, so none leaves it as before.
+        """
+        with self._lock:
+            if not is_wanted():
+                self._timer.cancel()
+            elif self._timer.is_canceled():
+                self._timer.reset()
+                if self._node.executor is not None:
+                    # It waits without this timer.
+                    self._node.executor.wake()
+
+
 def _note(node: Any, name: str, problem: str) -> None:
     with _LOCK:
         fault = _FAULTS.setdefault(node, {}).setdefault(name, _Fault())

@@ -18,6 +18,7 @@ domain. Independent of how the driver uses them.
 from __future__ import annotations
 
 import io
+import math
 import os
 import sys
 import threading
@@ -48,6 +49,7 @@ from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.dds import MAX_PARTICIPANTS, domain_xml
 from vlm_spec_decode.core.errors import DomainBusy, ImageError, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
+from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.robot.go2 import codes
 from vlm_spec_decode.robot.go2.codes import StateTable
@@ -205,8 +207,20 @@ def make_sport_clients(*timeouts_s: float) -> list[SportClient]:
         return clients + list(pool.map(lambda timeout_s: acquire_client(SportClient, timeout_s), others))
 
 
+REST_LOW_S = 0.5
+"""Period of reading the low state of a body at rest."""
+REST_AFTER_S = 2.0
+"""A body that has not changed for so long is at rest."""
+REST_M, REST_RAD = 0.01, 0.02
+"""Changes of position, height and attitude that are the noise of a standing robot."""
+
+
 class StateFeed(StateMonitor):
-    """The newest state that the SDK's subscribers received."""
+    """The newest state that the SDK's subscribers received.
+
+    Python takes half a millisecond to read a low state, so it is read only with a state, and while the body
+    is at rest (its joints are, too) twice a second.
+    """
 
     def __init__(
         self,
@@ -218,20 +232,61 @@ class StateFeed(StateMonitor):
     ) -> None:
         """Subscribe. `join` must have been called."""
         super().__init__(clock, sport_topic, stale_after_s, states)
-        self._subscribers: list[Any] = [
-            ChannelSubscriber(sport_topic, SportModeState_),
-            ChannelSubscriber(low_topic, LowState_),
-        ]
+        low, sport = ChannelSubscriber(low_topic, LowState_), ChannelSubscriber(sport_topic, SportModeState_)
+        # In this order: the callback of the states, which is closed first, reads the low state.
+        self._subscribers: list[Any] = [low, sport]
         for subscriber in self._subscribers:
             hold_subscriber(subscriber)
-        # Queue length 0: the handlers run in the listener and only keep the newest sample.
-        self._subscribers[0].Init(self.on_sport_state, 0)
-        self._subscribers[1].Init(self.on_low_state, 0)
+        self._place: RobotState | None = None
+        self._changed_s = self._low_s = -math.inf
+        low.Init()
+        self._low_reader = _reader(low)
+        # Queue length 0: the handler runs in the listener and only keeps the newest sample.
+        sport.Init(self.on_sport_state, 0)
+
+    def on_sport_state(self, message: Any) -> None:
+        """Store a SportModeState, with the battery and the joints of a low state."""
+        now_s = self._clock.now()
+        period_s = REST_LOW_S if now_s - self._changed_s > REST_AFTER_S else 0.0
+        if now_s - self._low_s >= period_s:
+            self._read_low(now_s)
+        super().on_sport_state(message)
+        state = self._state
+        if state is not None and (self._place is None or _is_elsewhere(state, self._place)):
+            self._place, self._changed_s = state, now_s
+
+    def _read_low(self, now_s: float) -> None:
+        try:
+            samples = self._low_reader.take(1)
+        except DDSException:
+            return
+        # A sample without data means that the writer has left.
+        for sample in samples:
+            if isinstance(sample, LowState_):
+                self._low_s = now_s
+                self.on_low_state(sample)
 
     def close(self) -> None:
         """Unsubscribe. Idempotent."""
         while self._subscribers:
             close_subscriber(self._subscribers.pop())
+            self._low_reader = None
+
+
+def _is_elsewhere(state: RobotState, before: RobotState) -> bool:
+    """Return whether the body has changed its place, attitude or posture beyond the noise of standing."""
+    moved_m = (state.x_m - before.x_m, state.y_m - before.y_m, state.body_height_m - before.body_height_m)
+    turned = (
+        state.yaw_rad - before.yaw_rad,
+        state.roll_rad - before.roll_rad,
+        state.pitch_rad - before.pitch_rad,
+    )
+    return (
+        not state.is_still
+        or state.code != before.code
+        or any(abs(each) > REST_M for each in moved_m)
+        or any(abs(math.remainder(each, 2 * math.pi)) > REST_RAD for each in turned)
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ from std_srvs.srv import SetBool, Trigger
 
 from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.plan import PlanStatus
-from vlm_spec_decode.control.executor import Executor
+from vlm_spec_decode.control.executor import Executor, PeriodicThread
 from vlm_spec_decode.control.robot_supervisor import RobotSupervisor
 from vlm_spec_decode.control.safety import SafetyGate
 from vlm_spec_decode.core.config import Setting, read_mapping
@@ -146,6 +146,7 @@ class LocomotionNode:
         self._spec = spec if spec is not None else robot_kind("fake").spec
         Parameters(node, hands.PARAMETERS)
         self._operator_inputs: hands.OperatorInputs | None = None
+        self._loops: list[PeriodicThread] = []
 
     @property
     def is_settled(self) -> bool:
@@ -159,6 +160,8 @@ class LocomotionNode:
         if self._transforms is not None:
             pitch_rad = self._parameters.real("camera_pitch_rad")
             self._transforms.publish_mount(self._stamps.ros_now_s(), pitch_rad)
+        for loop in self._loops:
+            loop.start()
         self._supervisor.begin()
 
     def _connect(self) -> None:
@@ -171,27 +174,29 @@ class LocomotionNode:
             # A robot that publishes its odometry itself has a description of its own, too.
             self._model = RobotModel(node, self._spec, self._frames.base)
         self._diagnostics = node.create_publisher(DiagnosticArray, "/diagnostics", 10)
-        stops, plans, looks, odom, slow = ReentrantCallbackGroup(), *_groups(4)
+        stops, plans, slow = ReentrantCallbackGroup(), *_groups(2)
         node.create_service(SetBool, "e_stop", self._on_estop, callback_group=stops)
         node.create_service(Trigger, "vlm/cancel", self._on_cancel, callback_group=stops)
         subscribe(
             node, msg.Plan, "vlm/plan", self._on_plan, COMMAND, on_fault=self._refuse, callback_group=plans
         )
-        node.create_timer(
-            STATUS_POLL_S, guarded_timer(node, "status", self._check_status), looks, clock=STEADY
-        )
+        self._repeat("status", STATUS_POLL_S, self._check_status)
         if self._publishes_odometry:
-            period_s = 1 / self._parameters.real("odom_hz")
-            node.create_timer(
-                period_s, guarded_timer(node, "odometry", self._publish_odometry), odom, clock=STEADY
-            )
-        node.create_timer(RANGES_S, guarded_timer(node, "ranges", self._publish_ranges), odom, clock=STEADY)
+            self._repeat("odometry", 1 / self._parameters.real("odom_hz"), self._publish_odometry)
+        self._repeat("ranges", RANGES_S, self._publish_ranges)
         node.create_timer(1.0, guarded_timer(node, "diagnostics", self._diagnose), slow, clock=STEADY)
+
+    def _repeat(self, name: str, period_s: float, act: Callable[[], None]) -> None:
+        """Repeat what reads and publishes on a thread of its own, which costs less than a timer of rclpy."""
+        act = guarded_timer(self._node, name, act)
+        self._loops.append(PeriodicThread(name, self._clock, period_s, act, lambda: None))
 
     def close(self) -> None:
         """Stop the robot and free it. Idempotent."""
         was_ready, was_moved_by = self._supervisor.readiness.is_ready, self._supervisor.source
         error = self._supervisor.close()
+        for loop in self._loops:
+            loop.close()
         if isinstance(error, (RobotStale, RobotUnreachable)) and was_moved_by in ("none", "estop"):
             # For example a simulator interrupted together with this node, or a robot that was switched off.
             self._node.get_logger().info(f"left: the robot had gone, and nobody moved it ({error})")
@@ -288,11 +293,8 @@ class LocomotionNode:
         odometry = to_odometry(state, stamp_s, self._frames.odom, self._frames.base)
         self._odometry.publish(odometry)
         self._model.publish(state.joints_rad, stamp_s)
-        if self._transforms is not None:
-            # The transforms of the legs are for displays alone.
-            is_shown = self._transforms.is_watched
-            legs = self._model.transforms(state.joints_rad, stamp_s) if is_shown else ()
-            self._transforms.publish(odometry, legs)
+        if self._transforms is not None and self._transforms.is_watched:
+            self._transforms.publish(odometry, self._model.transforms(state.joints_rad, stamp_s))
 
     def _publish_ranges(self) -> None:
         """Publish the free distances that the gate sees, the robot's own and other sensors'."""

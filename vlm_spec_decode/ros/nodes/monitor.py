@@ -132,8 +132,15 @@ class MonitorNode:
         self._closed = True
 
     def _publish_figure(self, name: str, value: float | None) -> None:
-        if value is not None and math.isfinite(value) and not self._closed:
-            self._figures[name].publish(Float64(data=float(value)))
+        publisher = self._figures[name]
+        if (
+            value is None
+            or not math.isfinite(value)
+            or self._closed
+            or not publisher.get_subscription_count()
+        ):
+            return
+        publisher.publish(Float64(data=float(value)))
 
     def _change(self, **fields: Any) -> None:
         caption = self._caption

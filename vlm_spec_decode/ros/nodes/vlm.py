@@ -48,7 +48,7 @@ from vlm_spec_decode.ros.middleware import COMMAND
 from vlm_spec_decode.ros.middleware import REQUEST as REQUESTS
 from vlm_spec_decode.ros.mission_topics import VlmPublishers
 from vlm_spec_decode.ros.params import Parameters, parameters
-from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S, subscribe
+from vlm_spec_decode.ros.subscriptions import WARN_EVERY_S, PausedTimer, subscribe
 from vlm_spec_decode_msgs import msg
 from vlm_spec_decode_msgs.srv import Approve
 
@@ -212,7 +212,7 @@ class VlmNode:
             now_s=self._stamps.ros_now_s,
         )
         self._publishers.listeners.append(self._action)
-        node.create_timer(LEASE_CHECK_S, self._service.check_leases, topic_group, clock=STEADY)
+        self._leases = PausedTimer(node, LEASE_CHECK_S, self._check_leases, topic_group, STEADY)
         node.create_service(SetBool, "vlm/approve", self._on_approval, callback_group=beat_group)
         node.create_service(Approve, "vlm/approve_plan", self._on_plan_approval, callback_group=beat_group)
         subscribe(
@@ -222,12 +222,15 @@ class VlmNode:
         subscribe(node, CompressedImage, topic, self._on_image, sensor, callback_group=frame_group)
         subscribe(node, Odometry, "odom", self._on_odometry, sensor, callback_group=beat_group)
         period_s = 1 / self._parameters.real("heartbeat_hz")
-        node.create_timer(period_s, self._service.repeat_plan, beat_group, clock=STEADY)
+        beats = PausedTimer(node, period_s, self._service.repeat_plan, beat_group, STEADY)
+        self._publishers.on_plan_in_progress = lambda is_there: beats.run_if(lambda: is_there)
         node.create_timer(1.0, self._each_second, topic_group, clock=STEADY)
 
     def instruct(self, request: MissionRequest) -> str:
         """Start or queue a request's mission; see `MissionService.instruct`."""
-        return self._service.instruct(request)
+        mission = self._service.instruct(request)
+        self._leases.run_if(lambda: self._service.has_leases)
+        return mission
 
     def close(self) -> None:
         """Stop the robot, end the mission and disconnect from the cloud. Idempotent."""
@@ -266,6 +269,11 @@ class VlmNode:
 
     def _on_mission_request(self, topic: str, read: Callable[[], MissionRequest]) -> None:
         self._service.on_request(topic, read, lambda: self._node.count_subscribers(topic))
+        self._leases.run_if(lambda: self._service.has_leases)
+
+    def _check_leases(self) -> None:
+        self._service.check_leases()
+        self._leases.run_if(lambda: self._service.has_leases)
 
     def _on_heartbeat(self, message: String) -> None:
         self._service.on_heartbeat(message.data)
