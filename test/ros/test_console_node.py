@@ -42,6 +42,7 @@ def robot(graph, image, sensor_qos):
     graph.start(legs, LocomotionNode(legs, made, clock, print))
     script = [["ahead. forward(0.4) done()"], ["far. forward(3) ", "…"]]
     graph.start(brain, VlmNode(brain, Source(ScriptedEngine(script)), clock, print))
+    made.script = script
     return made
 
 
@@ -55,8 +56,10 @@ def test_a_page_commands_the_nodes_and_sees_them(graph, eventually, robot, token
     page.until(lambda event: event["type"] == "executor" and event["state"] == "idle", 20)
     assert video.socket.recv(timeout=10).startswith(b"\xff\xd8")
     assert page.command("instruct", instruction="go to the red ball", approve=True)["type"] == "done"
-    page.until(lambda event: event["type"] == "mission" and event["state"] == "proposed", 20)
-    assert page.command("approve")["type"] == "done"
+    shown = page.until(lambda event: event["type"] == "mission" and event["state"] == "proposed", 20)
+    plan = {"mission": shown["mission"], "step": shown["step"], "plan": shown["detail"]}
+    assert "another plan" in page.command("approve", **plan | {"plan": "forward(3)"})["detail"]
+    assert page.command("approve", **plan)["type"] == "done"
     page.until(lambda event: event["type"] == "mission" and event["state"] == "done", 20)
     answer = page.until(lambda event: event["type"] == "answer")
     assert (answer["text"], answer["total_s"]) == ("ahead. forward(0.4) done()", 0.3)
@@ -79,6 +82,23 @@ def test_a_page_commands_the_nodes_and_sees_them(graph, eventually, robot, token
     page.close()
     assert eventually(lambda: robot.state().is_still, 3.0)
     video.close()
+
+
+def test_a_page_replies_to_what_the_robot_asks(graph, eventually, robot, tokens):
+    robot.script[:] = [["red chair , blue chair . do you mean the red or the blue chair ? ask()"], ["done()"]]
+    node = graph.node("console_node", bind="127.0.0.1:0", tokens=tokens)
+    part = graph.start(node, ConsoleNode(node, WallClock()))
+    page = Client(int(part.url.rpartition(":")[2]), robot="robot")
+    page.until(lambda event: event["type"] == "executor" and event["state"] == "idle", 20)
+    assert page.command("instruct", instruction="go to the chair")["type"] == "done"
+    asked = page.until(lambda event: event["type"] == "mission" and event["state"] == "waiting", 20)
+    assert asked["choices"] == ["the red", "the blue chair"]
+    named = {"mission": asked["mission"], "step": asked["step"]}
+    assert "nobody waits" in page.command("reply", word="the red", **named | {"step": 9})["detail"]
+    assert page.command("reply", word="the red", **named)["type"] == "done"
+    page.until(lambda event: event["type"] == "mission" and event["state"] == "done", 20)
+    assert "answered already" in page.command("reply", word="the blue chair", **named)["detail"]
+    page.close()
 
 
 def test_a_page_of_nodes_that_are_away_says_so(graph, tokens):

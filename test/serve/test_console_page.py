@@ -81,6 +81,38 @@ def test_a_person_commands_a_mission_sees_it_and_plays_it_again(browser, served)
     assert page.faults == other.faults == []
 
 
+ASKS = ["red chair , blue chair . do you mean the red or the blue chair ? ask()"]
+
+
+@pytest.mark.parametrize("way", ["button", "text"])
+def test_a_person_replies_to_what_the_robot_asks(browser, way):
+    with rig(ASKS, ["ahead . forward(0.2) ", "done()"]) as served:
+        page, viewer = opened(browser, served.link(), PHONE), opened(browser, served.link(VIEWER))
+        page.uncheck("#approve-first")
+        page.fill("#instruction", "go to the chair")
+        page.press("#instruction", "Enter")
+        for each in (page, viewer):
+            each.wait_for_selector("#asked:not([hidden])")
+            assert each.inner_text("#question") == "The robot asks: do you mean the red or the blue chair ?"
+            assert each.locator("#choices button").all_inner_texts() == ["the red", "the blue chair"]
+        assert all(each.is_disabled() for each in viewer.locator("#asked button, #asked input").all())
+        page.fill("#reply", " ")
+        page.press("#reply", "Enter")  # no word: nothing is sent
+        assert page.is_visible("#asked")
+        if way == "button":
+            page.click("#choices button >> nth=1")
+        else:
+            page.fill("#reply", "the blue one please")
+            page.press("#reply", "Enter")
+        page.wait_for_selector("#missions td:text('done')")
+        word = {"button": "the blue chair", "text": "the blue one please"}[way]
+        assert served.engine.seen[1].instruction == f"go to the chair . {word}"
+        for each in (page, viewer):
+            assert each.is_hidden("#asked")
+            assert f"reply '{word}'" in each.inner_text("#log")
+        assert page.faults == viewer.faults == []
+
+
 def test_every_token_is_told_by_colour_line_and_word(browser, served):
     page = opened(browser, served.link())
     served.edge.state.on_tokens(1, PIECES)

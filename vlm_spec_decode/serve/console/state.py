@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 from vlm_spec_decode.actions.limits import SafetyLimits
-from vlm_spec_decode.actions.parser import parse_answer
+from vlm_spec_decode.actions.parser import choices_of, parse_answer
 from vlm_spec_decode.actions.plan import Plan, PlanStatus, Pose, waypoints
 from vlm_spec_decode.actions.types import Action, format_action
 from vlm_spec_decode.core.errors import ActionParseError
@@ -218,9 +218,11 @@ class ConsoleState:
             is_aside = status.reason == "queue"
             if not is_aside and status.state not in END_STATES:
                 self._current = status.mission
-            event = {"type": "mission", "words": mission_line(status), **fields}
+            event = {"type": "mission", "words": mission_line(status), "aside": is_aside, **fields}
             if status.state == "proposed":
                 event["path"] = self._proposed_path(status.detail)
+            if status.state == "waiting":
+                event["choices"] = list(choices_of(status.detail))
             self._publish(event, mission=status.mission, shown=not is_aside)
             if status.state in END_STATES:
                 record.ended_s = self.now_s
