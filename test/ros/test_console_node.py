@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from rcl_interfaces.msg import Log
 from sensor_msgs.msg import CompressedImage
 
 from test.mission.scripted import ScriptedEngine
@@ -109,6 +110,29 @@ def test_a_page_of_nodes_that_are_away_says_so(graph, tokens):
     assert "no vlm_node" in page.command("instruct", instruction="go")["detail"]
     assert "no locomotion_node answers to /lab/go2_b/e_stop" in page.command("stop")["detail"]
     page.close()
+
+
+def test_the_log_of_the_node_holds_no_token(graph, eventually, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    ear = graph.node("ear")
+    logged = graph.listen(ear, Log, "/rosout", 100)
+    graph.start(ear)
+    node = graph.node("console_node", bind="127.0.0.1:0")
+    part = graph.start(node, ConsoleNode(node, WallClock()))
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    links = file.read_text()
+    token = links.partition("token=")[2].split()[0]
+    assert eventually(lambda: [line for line in logged if str(file) in line.msg])
+    page = Client(int(part.url.rpartition(":")[2]), token, robot="robot")
+    assert page.until(lambda event: event["type"] == "welcome")["may"] == ["view", "command"]
+    page.close()
+    said = "".join(capfd.readouterr()) + "".join(line.msg for line in logged)
+    assert part.url in said
+    assert "token=" not in said
+    assert token not in said
+    part.close()
+    assert not file.exists()
 
 
 def test_tokens_of_a_report_have_their_fates():

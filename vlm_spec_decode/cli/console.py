@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlm_spec_decode.core import environment_checks
+from vlm_spec_decode.core import environment_checks, strict_json
 from vlm_spec_decode.core.clock import WallClock
 from vlm_spec_decode.core.errors import InstructionError, RobotUnreachable, UsageError
 
@@ -225,7 +225,7 @@ def top(seconds: float | None, once: bool, cloud: str | None, namespace: str, as
     if once and board.missing:
         click.echo(f"vsd: not heard {operator.where}: {', '.join(board.missing)}", err=True)
     if as_json:
-        click.echo(json.dumps(board.document()))
+        click.echo(strict_json.dumps(board.document()))
     return 0 if board.is_live else 4
 
 
@@ -377,8 +377,8 @@ def _follow_mission(
     while not progress.has_ended and (now_s := time.monotonic()) < until_s:
         operator.spin(min(0.05, until_s - now_s))
         if progress.proposed:
-            plan, progress.proposed = progress.proposed, ""
-            if refused := operator.send_approval(ask(plan), progress.shown, FIND_S):
+            plan, shown, progress.proposed = progress.proposed, progress.shown, ""
+            if refused := operator.send_approval(ask(plan), shown, FIND_S):
                 printer.note(f"    ! {refused}")
             # Nothing was heard while a person thought.
             operator.received_s = printer.last_s = time.monotonic()
@@ -450,7 +450,7 @@ def give_reply(word: str, namespace: str) -> dict[str, str]:
     Raises InstructionError if none asks, or none any more; RobotUnreachable if no node is found or answers.
     """
     from vlm_spec_decode.mission.queue import Ack
-    from vlm_spec_decode.mission.state import MissionStatus, Shown
+    from vlm_spec_decode.mission.state import MissionStatus, Shown, shown_by
     from vlm_spec_decode.ros.operator import RESEND_S, find_node
 
     shown = Shown()
@@ -459,7 +459,7 @@ def give_reply(word: str, namespace: str) -> dict[str, str]:
     def on_report(report: MissionReport) -> None:
         nonlocal shown
         if isinstance(report, MissionStatus) and report.state == "waiting":
-            shown = Shown(report.mission, report.step, report.detail)
+            shown = shown_by(report)
         elif isinstance(report, Ack) and report.reply and shown.mission in ("", report.mission):
             acks.append(report)
 

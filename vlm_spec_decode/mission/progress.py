@@ -23,6 +23,7 @@ from vlm_spec_decode.mission.state import (
     MissionStatus,
     PartialAnswer,
     Shown,
+    shown_by,
 )
 
 MissionReport: TypeAlias = Ack | MissionStatus | PartialAnswer | AnswerReport | DecodeReport | PlanStatus
@@ -179,7 +180,7 @@ class MissionProgress:
         self.is_acknowledged = True
         self.state, self.reason, self.detail = status.state, status.reason, status.detail
         self.asked = self.detail if self.state == "waiting" else ""
-        self.shown = Shown(status.mission, status.step, status.detail)
+        self.shown = shown_by(status)
         if self.reason in LOOK_WORDS:
             return self._after_answer(f"    ~ {LOOK_WORDS[self.reason]}: {self.detail}")
         self.proposed = self.detail if (self.state, self.reason) == ("proposed", "approve") else ""

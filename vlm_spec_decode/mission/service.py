@@ -289,6 +289,10 @@ class MissionService:
             )
         )
 
+    def end_status(self, mission: str) -> MissionStatus | None:
+        """Return the last status of a mission that has ended; None if it has not, or ended long ago."""
+        return self._queue.end_status(mission)
+
     def check_leases(self) -> None:
         """Cancel the missions whose clients have fallen silent."""
         for mission in self._leases.expired(self._clock.now()):

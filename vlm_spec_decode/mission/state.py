@@ -231,6 +231,11 @@ class Shown:
         )
 
 
+def shown_by(status: MissionStatus) -> Shown:
+    """Return what a reply to a status is a reply to."""
+    return Shown(status.mission, status.step, status.detail)
+
+
 @dataclass(frozen=True, slots=True)
 class PartialAnswer:
     """`/vlm/answer/partial`: the committed text so far."""

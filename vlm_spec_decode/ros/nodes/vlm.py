@@ -41,6 +41,7 @@ from vlm_spec_decode.mission.state import (
     SearchMode,
     Shown,
     Start,
+    shown_by,
 )
 from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros.action_server import MissionActionServer
@@ -209,6 +210,7 @@ class VlmNode:
             check=self._service.check,
             submit=self._submit,
             withdraw=self._withdraw_later,
+            end_status=self._service.end_status,
             refuse=partial(self._service.refuse, REQUEST),
             now_s=self._stamps.ros_now_s,
         )
@@ -288,7 +290,7 @@ class VlmNode:
         status = self._publishers.shown
         if (status.state, status.reason) != ("proposed", "approve"):
             return False, "no plan waits for a yes"
-        shown = Shown(status.mission, status.step, status.detail)
+        shown = shown_by(status)
         if not named.is_of(shown):
             return False, f"another plan waits: step {status.step} of mission {status.mission}"
         # What was published last may be over by now: only a yes to just that counts.

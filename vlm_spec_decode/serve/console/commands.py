@@ -318,10 +318,9 @@ def _shown(message: Mapping[str, Any]) -> Shown:
     Raises UsageError: a page must name it, since another one may wait by the time its command arrives.
     """
     mission, step, text = message.get("mission"), message.get("step"), message.get("plan", "")
-    is_named = isinstance(mission, str) and mission and isinstance(step, int) and step > 0
-    if not is_named or isinstance(step, bool) or not isinstance(text, str):
-        raise UsageError("mission and step: those of the plan or the question that the page shows are wanted")
-    return Shown(mission, step, text)
+    if isinstance(mission, str) and type(step) is int and isinstance(text, str) and mission and step > 0:
+        return Shown(mission, step, text)
+    raise UsageError("mission and step: those of the plan or the question that the page shows are wanted")
 
 
 def _told(message: Mapping[str, Any]) -> str:

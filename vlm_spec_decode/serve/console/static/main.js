@@ -1,12 +1,13 @@
 // The console: connects, passes events to the panels, and commands.
 
 import { Camera } from "./camera.js";
-import { Connection, ask, keepToken, takeToken } from "./connection.js";
+import { Connection, ask, keepToken, keptToken, stopByRequest, takeToken } from "./connection.js";
 import { announce, byId, fill, make } from "./dom.js";
 import { DrivePad, isTextField } from "./drive.js";
 import { FloorMap } from "./map.js";
 import * as panels from "./panels.js";
 import { Replay } from "./replay.js";
+import { keepStopInSight } from "./stop_bar.js";
 
 const ENDED = new Set(["done", "step_limit", "refused", "cancelled", "failed"]);
 const HISTORY = "vsd-instructions";
@@ -30,6 +31,7 @@ let asked = null;
 let shownPlan = null;
 let shownExecutor = null;
 let changedAt = -Infinity;
+const warnings = { link: "", fault: "", stop: "" };
 let history = JSON.parse(sessionStorage.getItem(HISTORY) || "[]");
 let historyAt = history.length;
 
@@ -212,12 +214,16 @@ function onLiveSource(event) {
   byId("stop").classList.toggle("engaged", isStopped);
   byId("stop").textContent = isStopped ? "STOPPED" : "STOP";
   byId("release").hidden = !isStopped;
-  if (isStopped !== was) banner(isStopped ? "The emergency stop is engaged: nothing moves the robot." : "");
+  if (isStopped) warn("fault", "");
+  if (isStopped !== was) warn("stop", isStopped ? "The emergency stop is engaged: nothing moves the robot." : "");
 }
 
-function banner(text) {
-  byId("banner").textContent = text;
-  byId("banner").hidden = !text;
+/** Show a warning of a kind above everything else, "" for none any more. One does not hide another. */
+function warn(kind, text) {
+  warnings[kind] = text;
+  const shown = Object.values(warnings).filter(Boolean).join(" ");
+  if (byId("banner").textContent !== shown) byId("banner").textContent = shown;
+  byId("banner").hidden = !shown;
 }
 
 function note(text, isBad = false) {
@@ -228,11 +234,14 @@ function note(text, isBad = false) {
 
 function onState(isOpen) {
   panels.chip("page", isOpen ? "connected" : "not connected", isOpen ? "good" : "bad");
+  document.documentElement.classList.toggle("offline", !isOpen);
   if (isOpen) {
-    banner(isStopped ? "The emergency stop is engaged: nothing moves the robot." : "");
+    if (!camera.socket) camera.follow(connection);
+    warn("link", "");
   } else {
     pad.end();
-    banner("Not connected to the robot's computer. What you see is old. STOP is tried all the same.");
+    camera.lose();
+    warn("link", "Offline: not connected to the robot's computer. What you see is old. STOP is tried all the same.");
   }
   enable();
 }
@@ -252,13 +261,16 @@ async function command(name, fields, done = "") {
 
 async function stop() {
   pad.end();
-  if (!connection) return;
   // It looks engaged only when the robot's side says so.
   if (!isStopped) byId("stop").textContent = "STOPPING…";
   try {
-    announce(`Stopped: ${await connection.stop()}`);
+    // Before there is a connection it is not known which robot is meant: all of them stop.
+    const found = await (connection ? connection.stop() : stopByRequest(keptToken()));
+    announce(`Stopped: ${found}`);
+    warn("fault", "");
+    if (!connection || !connection.isOpen) note(`Stopped: ${found}`);
   } catch (error) {
-    banner(`The stop may not have reached the robot: ${error.message}`);
+    warn("fault", `The stop may not have reached the robot: ${error.message}.`);
   }
   byId("stop").textContent = isStopped ? "STOPPED" : "STOP";
 }
@@ -371,6 +383,7 @@ byId("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   begin(byId("token").value.trim());
 });
+keepStopInSight();
 showHistory();
 enable();
 begin(takeToken());
