@@ -226,7 +226,7 @@ def test_a_wheel_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.Monke
     tree = tmp_path / "install" / "share" / NAME
     tree.mkdir(parents=True)
     (tree / "package.xml").write_text("x")
-    monkeypatch.setattr(builder.zipfile.ZipFile, "writestr", lambda *_: 1 / 0)
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         builder._pack(package, tmp_path / "install", tmp_path / "out")
     assert list((tmp_path / "out").iterdir()) == []
