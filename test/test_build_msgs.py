@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+import threading
+import zipfile
 from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
@@ -140,6 +142,99 @@ def test_messages_of_an_installation_are_used(monkeypatch: pytest.MonkeyPatch) -
     assert builder.source_of("deploy") == "", "a folder of the checkout"
     assert builder.source_of("no_such_package") == ""
     assert builder.source_of(NAME) == "built"
+
+
+def described(folder: Path, version: str, *files: str) -> Path:
+    """Describe a package of this name and version in a folder, as pip or colcon does."""
+    info = folder / f"{NAME}-{version}.dist-info"
+    info.mkdir(parents=True)
+    (folder / NAME).mkdir()
+    (folder / NAME / "__init__.py").write_text("")
+    (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {NAME}\nVersion: {version}\n")
+    (info / "RECORD").write_text("".join(f"{file},,\n" for file in (f"{NAME}/__init__.py", *files)))
+    return info
+
+
+def test_what_was_interrupted_is_built_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = InterfacePackage.of_folder(interface_folder())
+    info = described(tmp_path, package.version, f"{NAME}/late.so", f"{NAME}/__pycache__/gone.pyc")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert builder.source_of(NAME) == "built"
+    assert not builder.is_built(package), "its last file is not there yet"
+    (tmp_path / NAME / "late.so").write_text("")
+    assert builder.is_built(package)
+    (info / "RECORD").unlink()  # the last file that is written
+    assert not builder.is_built(package)
+
+
+def test_what_a_sourced_workspace_describes_is_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    described(tmp_path, "0.1.0")
+    monkeypatch.syspath_prepend(tmp_path)
+    assert builder.source_of(NAME) == str(tmp_path / NAME)
+
+
+def test_rclpy_of_a_sourced_installation_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    sourced = SimpleNamespace(origin="/opt/ros/rolling/lib/python3/site-packages/rclpy/__init__.py")
+    refuse(monkeypatch, ConfigError, "is sourced in this shell: .*/opt/ros", find_spec=lambda _: sourced)
+
+
+def test_a_build_and_its_installation_see_nothing_that_is_sourced() -> None:
+    own = Path("/home/me/.venv")
+    environment = {
+        "AMENT_PREFIX_PATH": "/home/me/.venv:/opt/ros/rolling",
+        "COLCON_PREFIX_PATH": "/home/me/ws/install",
+        "PYTHONPATH": "/opt/ros/rolling/lib/python3/site-packages:/home/me/lib:/home/me/ws/install/x",
+        "LD_LIBRARY_PATH": "/opt/ros/rolling/lib:/home/me/.venv/lib:/usr/lib/gcc",
+        "PATH": "/opt/ros/rolling/bin:/usr/bin",
+        "HOME": "/home/me",
+    }
+    assert builder.without_ros(environment, own) == {
+        "PYTHONPATH": "/home/me/lib",
+        "LD_LIBRARY_PATH": "/home/me/.venv/lib:/usr/lib/gcc",
+        "PATH": "/usr/bin",
+        "HOME": "/home/me",
+    }
+
+
+def test_two_builds_at_once_wait_for_one_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = SimpleNamespace(get_path=lambda _: str(tmp_path))
+    monkeypatch.setattr(builder, "sysconfig", paths)
+    order: list[str] = []
+    waits = threading.Event()
+
+    def second() -> None:
+        with builder.one_at_a_time(waits.set):
+            order.append("second")
+
+    thread = threading.Thread(target=second)
+    with builder.one_at_a_time(lambda: order.append("waits")):
+        thread.start()
+        assert waits.wait(10)
+        order.append("first")
+    thread.join(10)
+    assert order == ["first", "second"]
+    monkeypatch.setattr(paths, "get_path", lambda _: "/nowhere")
+    with builder.one_at_a_time(lambda: order.append("waits")):
+        order.append("nowhere")
+    assert order == ["first", "second", "nowhere"]
+
+
+def test_a_wheel_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    package = InterfacePackage.of_folder(interface_folder())
+    tree = tmp_path / "install" / "share" / NAME
+    tree.mkdir(parents=True)
+    (tree / "package.xml").write_text("x")
+    monkeypatch.setattr(zipfile.ZipFile, "writestr", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        builder._pack(package, tmp_path / "install", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == []
+    monkeypatch.undo()
+    wheel = builder._pack(package, tmp_path / "install", tmp_path / "out")
+    assert list((tmp_path / "out").iterdir()) == [wheel]
+    with zipfile.ZipFile(wheel) as archive:
+        assert archive.testzip() is None
 
 
 def test_tf2_msgs_is_one_message_with_one_field() -> None:

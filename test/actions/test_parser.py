@@ -13,6 +13,7 @@ from vlm_spec_decode.actions.parser import (
     MAX_TEXT_CHARS,
     ActionParser,
     actions_until_error,
+    choices_of,
     parse_action,
     parse_answer,
     question_of,
@@ -159,6 +160,30 @@ def test_one_action_may_have_blanks() -> None:
 )  # fmt: skip
 def test_what_an_answer_asks_is_its_last_sentence(text: str, question: str) -> None:
     assert question_of(text) == question
+
+
+@pytest.mark.parametrize(
+    ("question", "offers"),
+    [
+        ("do you mean the red or the blue chair ?", ("the red", "the blue chair")),
+        ("Do you mean the red, the green or the blue chair?", ("the red", "the green", "the blue chair")),
+        ("the red , or the blue , or the green box ?", ("the red", "the blue", "the green box")),
+        ("i see two , do you mean the left or the right one ?", ("the left", "the right one")),
+        ("the one on the left or the one on the right ?", ("the one on the left", "the one on the right")),
+        ("should i go to the chair by the red or the blue box ?", ("the red", "the blue box")),
+        ("shall i turn left or right ?", ("left", "right")),
+        ("yes or no ?", ("yes", "no")),
+        ("which one ?", ()),
+        ("", ()),
+        ("or", ()),
+        ("shall i go on or stop ?", ()),
+        ("do you mean this or the other ?", ()),
+        ("the red or the red ?", ()),
+        ("the red or the one that stands behind the big green box ?", ()),
+    ],
+)
+def test_a_question_with_a_choice_offers_its_own_words(question: str, offers: tuple[str, ...]) -> None:
+    assert choices_of(question) == offers
 
 
 def test_nothing_follows_a_question() -> None:

@@ -9,9 +9,10 @@ import pytest
 
 from test.mission.scripted import EchoExecutor, ScriptedEngine
 from test.mission.test_runner import QUICK, World
+from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.actions.types import Ask, Forward
 from vlm_spec_decode.edge.mission_loop import MissionLoop
-from vlm_spec_decode.mission.state import Answer, MissionStatus
+from vlm_spec_decode.mission.state import Answer, MissionStatus, Shown
 
 QUESTION = "do you mean the red or the blue chair ?"
 ASKS = [[f"red chair , blue chair . {QUESTION} ask()"], ["red chair ahead . ", "forward(0.5) done()"]]
@@ -75,3 +76,59 @@ def test_a_word_is_added_to_the_instruction_and_a_question_is_no_history() -> No
     mission.go_on_with(" the blue one ")
     assert (mission.instruction, mission.history) == ("go to the chair . the blue one", ["turn(60)"])
     assert not mission.is_asking
+
+
+def test_a_reply_that_comes_with_the_question_is_not_lost() -> None:
+    world = World(ScriptedEngine(ASKS), EchoExecutor())
+    taken = []
+    emit = world.runner._emit
+
+    def reply_at_once(job: object, report: object) -> None:
+        emit(job, report)  # type: ignore[arg-type]
+        if isinstance(report, MissionStatus) and report.state == "waiting":
+            shown = Shown(report.mission, report.step, report.detail)
+            taken.append(world.feed.put_word("the red one", shown))
+
+    world.runner._emit = reply_at_once
+    assert world.run().status == "done"
+    assert taken == [True]
+    assert world.engine.seen[1].instruction == "walk to the red ball . the red one"
+
+
+@pytest.mark.parametrize(
+    "shown",
+    [Shown("another"), Shown("m1", 2), Shown("m1", 1, "which box ?"), Shown("", 7)],
+)
+def test_a_word_on_another_question_is_refused_and_the_first_one_counts(shown: Shown) -> None:
+    world = World(ScriptedEngine(ASKS), EchoExecutor())
+    found: list[bool] = []
+
+    def reply() -> None:
+        while not world.feed.waits_for_word:
+            time.sleep(0.002)
+        put = world.feed.put_word
+        found.extend([put("the green one", shown), world.feed.put_approval(True)])
+        with world.feed._changed:  # so that the mission reads neither before both have come
+            found.extend([put("the red one", Shown("m1", 1, QUESTION)), put("the blue one")])
+
+    assert not world.feed.put_word("too early")
+    thread = threading.Thread(target=reply, daemon=True)
+    thread.start()
+    assert world.run().status == "done"
+    thread.join(5)
+    assert found == [False, False, True, False]
+    assert not world.feed.put_word("too late")
+    assert world.engine.seen[1].instruction == "walk to the red ball . the red one"
+
+
+def test_a_mission_that_ends_takes_no_word_and_no_yes() -> None:
+    world = World(ScriptedEngine(ASKS), EchoExecutor())
+    world.feed.begin("m1", 1)
+    world.feed.expect_word(1, QUESTION)
+    assert world.feed.waits_for_word
+    world.feed.cancel("m1", "superseded")
+    assert not world.feed.put_word("go somewhere else")
+    world.feed.begin("m2", 1)
+    world.feed.expect_approval(1, "turn(20)")
+    world.feed.put_status(PlanStatus(state="estop", reason="estop"))
+    assert not world.feed.put_approval(True)

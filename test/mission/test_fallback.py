@@ -6,7 +6,7 @@ from test.mission.scripted import EchoExecutor, ScriptedEngine
 from test.mission.test_runner import QUICK, World
 from vlm_spec_decode.actions.plan import Plan
 from vlm_spec_decode.core.errors import CloudRefused, CloudTimeout, CloudUnreachable
-from vlm_spec_decode.mission.state import MissionJob, MissionStatus
+from vlm_spec_decode.mission.state import MissionJob, MissionStatus, Shown
 
 LOST = CloudUnreachable("nothing heard")
 
@@ -130,6 +130,24 @@ def test_a_plan_waits_for_a_yes():
     person = Person(world, True, True)
     assert approve(world).status == "done"
     assert person.shown == ["turn(20)", "done()"]
+
+
+def test_a_yes_that_comes_with_the_plan_counts_and_only_for_that_plan():
+    world = World(ScriptedEngine([["turn(20)"], ["done()"]]), EchoExecutor())
+    taken, emit = [], world.runner._emit
+
+    def say_yes_at_once(job, report):
+        emit(job, report)
+        if isinstance(report, MissionStatus) and report.state == "proposed":
+            named = [
+                Shown("another"), Shown(step=9), Shown("m1", report.step, "forward(3)"),
+                Shown("m1", report.step, report.detail), Shown(),
+            ]  # fmt: skip
+            taken.append([world.feed.put_approval(True, each) for each in named])
+
+    world.runner._emit = say_yes_at_once
+    assert approve(world).status == "done"
+    assert taken == [[False, False, False, True, False]] * 2
 
 
 @pytest.mark.parametrize("answers", [(False,), (None,), ()])

@@ -15,6 +15,7 @@ from vlm_spec_decode.mission.state import MissionStatus
         MissionRequest(instruction="x" * 2000, queue=True, dry_run=True),
         MissionRequest(instruction="\u0000" * 2000),
         MissionRequest(instruction="go", mission="m-1", lease_s=0.7),
+        MissionRequest(instruction="the red one", mission="m-1", reply=True, step=2),
     ],
 )
 def test_round_trip(request_):
@@ -41,6 +42,12 @@ def test_round_trip(request_):
         ('{"instruction": "go", "mission": "m", "lease_s": NaN}', "lease_s"),
         ('{"instruction": "go", "mission": "m", "lease_s": 1e999}', "lease_s"),
         (json.dumps({"instruction": "go", "lease_s": 1}), "name"),
+        (json.dumps({"instruction": "go", "reply": 1}), "reply"),
+        (json.dumps({"instruction": "go", "reply": True, "queue": True}), "options"),
+        (json.dumps({"instruction": "go", "mission": "m", "reply": True, "lease_s": 1}), "options"),
+        (json.dumps({"instruction": "go", "reply": True, "step": True}), "step"),
+        (json.dumps({"instruction": "go", "reply": True, "step": -1}), "step"),
+        (json.dumps({"instruction": "go", "step": 1}), "step"),
     ],
 )
 def test_what_is_no_request_is_refused_by_name(text, complaint):

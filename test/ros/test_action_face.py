@@ -2,9 +2,11 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import threading
+from types import SimpleNamespace
 
 import pytest
 from action_msgs.msg import GoalStatus
@@ -74,6 +76,16 @@ class Client:
     def send(self, instruction, **fields):
         goal = ExecuteInstruction.Goal(instruction=instruction, **fields)
         return wait(self._client.send_goal_async(goal, lambda message: self.told.append(message.feedback)))
+
+    def send_again(self, instruction, **fields):
+        goal = ExecuteInstruction.Goal(instruction=instruction, **fields)
+        for _ in range(20):
+            told = threading.Event()
+            future = self._client.send_goal_async(goal, lambda message: self.told.append(message.feedback))
+            future.add_done_callback(lambda _, told=told: told.set())
+            if told.wait(2.0):
+                return future.result()
+        raise AssertionError("no reply to a goal")
 
     @staticmethod
     def end(goal):
@@ -173,6 +185,54 @@ def test_the_node_ends_every_goal_when_it_ends(stage, eventually):  # noqa: F811
     assert (status, ending.detail) == (GoalStatus.STATUS_ABORTED, "the node ends")
 
 
+def test_a_goal_that_is_sent_again_after_its_end_ends_as_it_did(serve, eventually):
+    client, _, source = serve([["turn(20)"], ["done()"]])
+    first = client.end(client.send("go", mission="one"))
+    again = client.send("go", mission="one")
+    assert again.accepted
+    status, ending, result = client.end(again)
+    assert (status, ending) == first[:2]
+    assert list(result.executed) == list(first[2].executed) == ["turn(20)", "done()"]
+    assert len(source.engine.seen) == 2, "it was carried out once"
+
+
+PROCESS = """
+import os, sys
+from test.mission.scripted import ScriptedEngine
+from test.ros.test_vlm_node import Source
+from vlm_spec_decode.core.clock import WallClock
+from vlm_spec_decode.ros.entry_points import run_node
+from vlm_spec_decode.ros.nodes.vlm import VlmNode
+
+os.environ["ROS_DOMAIN_ID"] = sys.argv[2]  # test.ros has set that of this process
+engine = ScriptedEngine([["done()"]])
+arguments = ["x", "--ros-args", "-r", "__ns:=" + sys.argv[1], "-p", "status_timeout_s:=30.0"]
+sys.exit(run_node("vlm_node", lambda node, stop: VlmNode(node, Source(engine), WallClock(), stop), arguments))
+"""
+
+
+def test_every_goal_gets_its_result_when_the_process_ends(graph, eventually):
+    process = subprocess.Popen([sys.executable, "-c", PROCESS, NAMESPACE, str(ROS_DOMAIN)])
+    try:
+        ear = SimpleNamespace(node=graph.node("ear"))
+        graph.start(ear.node)
+        client = Client(ear)
+        # The replies of a process that has just been found may be lost: the same goal again is the same one.
+        goals = [
+            client.send_again("go", mission="one"),
+            client.send_again("go on", mission="two", queue=True),
+        ]
+        results = [goal.get_result_async() for goal in goals]
+        assert eventually(lambda: len({told.status.mission for told in client.told}) == 2)
+        process.send_signal(signal.SIGINT)
+        ends = [wait(result) for result in results]
+        assert [end.status for end in ends] == [GoalStatus.STATUS_ABORTED] * 2
+        assert [end.result.status.detail for end in ends] == ["the node ends"] * 2
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+
+
 def test_a_yes_is_for_the_plan_that_it_names(serve, eventually):
     client, ear, _ = serve([["forward(0.5)"], ["done()"]])
     service = ear.node.create_client(Approve, "vlm/approve_plan")
@@ -187,7 +247,8 @@ def test_a_yes_is_for_the_plan_that_it_names(serve, eventually):
     assert eventually(lambda: "proposed" in ear.states())
     assert answer(mission="two", yes=True)[0] is False
     assert answer(mission="one", step=7, yes=True) == (False, "another plan waits: step 1 of mission one")
-    assert answer(mission="one", step=1, yes=True) == (True, "forward(0.5)")
+    assert answer(mission="one", step=1, plan="forward(3)", yes=True)[0] is False
+    assert answer(mission="one", step=1, plan="forward(0.5)", yes=True) == (True, "forward(0.5)")
     assert eventually(lambda: ear.states().count("proposed") == 2)
     assert answer(yes=False)[0]
     assert client.end(goal)[1].detail == "the plan was not approved"

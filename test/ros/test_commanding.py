@@ -127,6 +127,35 @@ def test_nothing_is_sent_before_the_yes(start, eventually):
     assert eventually(lambda: "cancelled" in asker.states("one"))
 
 
+ASKS = ["red chair , blue chair . do you mean the red or the blue chair ? ask()"]
+
+
+def test_a_reply_goes_to_the_question_that_it_names_and_counts_once(start, eventually):
+    asker, _, source = start([ASKS, ASKS, ["ahead . done()"], ["…"]])
+    asker.ask("the red one", "one", reply=True)
+    assert eventually(lambda: asker.acks("one") == ["refused"]), "nobody has asked"
+    asker.ask("go to the chair", "two")
+    assert eventually(lambda: "waiting" in asker.states("two"))
+    asker.ask("the red one", "two", reply=True, step=7)
+    asker.ask("the red one", "one", reply=True)
+    assert eventually(lambda: asker.acks("two") == ["taken", "refused"])
+    assert eventually(lambda: asker.acks("one") == ["refused"] * 2)
+    for _ in range(2):  # the second one is only acknowledged: it does not answer the next question
+        asker.ask("the red one", "two", reply=True, step=1)
+    assert eventually(lambda: asker.acks("two").count("taken") == 3)
+    assert eventually(lambda: asker.states("two").count("waiting") == 2)
+    time.sleep(0.3)
+    assert len(source.engine.seen) == 2
+    asker.ask("go on", "three", queue=True)
+    asker.ear.say("really the red one")  # text without a name is a reply while somebody waits for one
+    assert eventually(lambda: "done" in asker.states("two"))
+    assert source.engine.seen[2].instruction == "go to the chair . the red one . really the red one"
+    assert eventually(lambda: "answering" in asker.states("three"))
+    asker.ask("the blue one", reply=True)
+    assert eventually(lambda: asker.acks("") == ["refused"])
+    assert asker.states("three")[-1] == "answering", "a reply is never an instruction"
+
+
 def test_parameters_change_live_within_their_bounds(start, eventually):
     asker, _, _ = start([["done()"]])
     client = asker.ear.node.create_client(SetParameters, "vlm_node/set_parameters")
@@ -222,6 +251,46 @@ def test_say_tells_the_answer_and_ends_with_the_missions_code(start, vsd):
     assert source.engine.seen[0].instruction == "walk to the ball"
     code, document = vsd("say", "go on", "--dry-run")
     assert (code, document["reason"], document["actions"]) == (0, "dry_run", ["forward(0.5)"])
+
+
+def test_say_asks_its_terminal_for_the_reply(start, eventually, monkeypatch, capsys):
+    monkeypatch.setenv("ROS_DOMAIN_ID", str(ROS_DOMAIN))
+    asker, _, source = start([ASKS, ["ahead . done()"]])
+    master, slave = pty.openpty()
+    monkeypatch.setattr(sys, "stdin", os.fdopen(slave, closefd=False))
+    monkeypatch.setattr("os.tcgetpgrp", lambda _: os.getpgrp())
+
+    def type_late():
+        eventually(lambda: "waiting" in asker.ear.states())
+        os.write(master, b"\n")  # an empty line is no reply
+        time.sleep(0.2)
+        os.write(master, b"the red one\n")
+
+    threading.Thread(target=type_late, daemon=True).start()
+    assert cli.main(["say", "go to the chair", "--namespace", NAMESPACE]) == 0
+    said = capsys.readouterr().out
+    assert "waiting: asked: do you mean the red or the blue chair ?" in said
+    assert "type the reply and press Enter" in said
+    assert source.engine.seen[1].instruction == "go to the chair . the red one"
+
+
+def test_say_reply_answers_the_mission_of_somebody_else(start, vsd, eventually):
+    asker, _, source = start([ASKS, ASKS, ["ahead . done()"]])
+    code, document = vsd("say", "the red one", "--reply")
+    assert (code, document["error"]) == (2, "InstructionError")
+    asker.ask("go to the chair", "one")
+    assert eventually(lambda: "waiting" in asker.states("one"))
+    code, document = vsd("say", "the red one", "--reply")
+    assert (code, document["mission"], document["status"]) == (0, "one", "taken")
+    assert document["question"] == "do you mean the red or the blue chair ?"
+    assert eventually(lambda: asker.states("one").count("waiting") == 2)
+    asker.ask("go on", "two", queue=True)  # its status hides the question from those who come late
+    assert eventually(lambda: "queued" in asker.states("two"))
+    code, document = vsd("say", "yes , that one", "--reply")
+    assert (code, document["mission"], document["question"]) == (0, "one", "")
+    assert eventually(lambda: "done" in asker.states("one"))
+    assert source.engine.seen[2].instruction == "go to the chair . the red one . yes , that one"
+    assert vsd("say", "the red one", "--reply", "--queue")[0] == 2
 
 
 def test_say_with_approval_and_a_time_limit(start, vsd, eventually):

@@ -3,6 +3,7 @@
 import time
 
 import pytest
+from rcl_interfaces.msg import Log
 from sensor_msgs.msg import CompressedImage
 
 from test.mission.scripted import ScriptedEngine
@@ -42,6 +43,7 @@ def robot(graph, image, sensor_qos):
     graph.start(legs, LocomotionNode(legs, made, clock, print))
     script = [["ahead. forward(0.4) done()"], ["far. forward(3) ", "…"]]
     graph.start(brain, VlmNode(brain, Source(ScriptedEngine(script)), clock, print))
+    made.script = script
     return made
 
 
@@ -55,8 +57,10 @@ def test_a_page_commands_the_nodes_and_sees_them(graph, eventually, robot, token
     page.until(lambda event: event["type"] == "executor" and event["state"] == "idle", 20)
     assert video.socket.recv(timeout=10).startswith(b"\xff\xd8")
     assert page.command("instruct", instruction="go to the red ball", approve=True)["type"] == "done"
-    page.until(lambda event: event["type"] == "mission" and event["state"] == "proposed", 20)
-    assert page.command("approve")["type"] == "done"
+    shown = page.until(lambda event: event["type"] == "mission" and event["state"] == "proposed", 20)
+    plan = {"mission": shown["mission"], "step": shown["step"], "plan": shown["detail"]}
+    assert "another plan" in page.command("approve", **plan | {"plan": "forward(3)"})["detail"]
+    assert page.command("approve", **plan)["type"] == "done"
     page.until(lambda event: event["type"] == "mission" and event["state"] == "done", 20)
     answer = page.until(lambda event: event["type"] == "answer")
     assert (answer["text"], answer["total_s"]) == ("ahead. forward(0.4) done()", 0.3)
@@ -81,6 +85,23 @@ def test_a_page_commands_the_nodes_and_sees_them(graph, eventually, robot, token
     video.close()
 
 
+def test_a_page_replies_to_what_the_robot_asks(graph, eventually, robot, tokens):
+    robot.script[:] = [["red chair , blue chair . do you mean the red or the blue chair ? ask()"], ["done()"]]
+    node = graph.node("console_node", bind="127.0.0.1:0", tokens=tokens)
+    part = graph.start(node, ConsoleNode(node, WallClock()))
+    page = Client(int(part.url.rpartition(":")[2]), robot="robot")
+    page.until(lambda event: event["type"] == "executor" and event["state"] == "idle", 20)
+    assert page.command("instruct", instruction="go to the chair")["type"] == "done"
+    asked = page.until(lambda event: event["type"] == "mission" and event["state"] == "waiting", 20)
+    assert asked["choices"] == ["the red", "the blue chair"]
+    named = {"mission": asked["mission"], "step": asked["step"]}
+    assert "nobody waits" in page.command("reply", word="the red", **named | {"step": 9})["detail"]
+    assert page.command("reply", word="the red", **named)["type"] == "done"
+    page.until(lambda event: event["type"] == "mission" and event["state"] == "done", 20)
+    assert "answered already" in page.command("reply", word="the blue chair", **named)["detail"]
+    page.close()
+
+
 def test_a_page_of_nodes_that_are_away_says_so(graph, tokens):
     node = graph.node("console_node", bind="127.0.0.1:0", tokens=tokens, robots="go2_a, /lab/go2_b")
     part = graph.start(node, ConsoleNode(node, WallClock()))
@@ -89,6 +110,29 @@ def test_a_page_of_nodes_that_are_away_says_so(graph, tokens):
     assert "no vlm_node" in page.command("instruct", instruction="go")["detail"]
     assert "no locomotion_node answers to /lab/go2_b/e_stop" in page.command("stop")["detail"]
     page.close()
+
+
+def test_the_log_of_the_node_holds_no_token(graph, eventually, tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    ear = graph.node("ear")
+    logged = graph.listen(ear, Log, "/rosout", 100)
+    graph.start(ear)
+    node = graph.node("console_node", bind="127.0.0.1:0")
+    part = graph.start(node, ConsoleNode(node, WallClock()))
+    (file,) = tmp_path.iterdir()
+    assert file.stat().st_mode & 0o777 == 0o600
+    links = file.read_text()
+    token = links.partition("token=")[2].split()[0]
+    assert eventually(lambda: [line for line in logged if str(file) in line.msg])
+    page = Client(int(part.url.rpartition(":")[2]), token, robot="robot")
+    assert page.until(lambda event: event["type"] == "welcome")["may"] == ["view", "command"]
+    page.close()
+    said = "".join(capfd.readouterr()) + "".join(line.msg for line in logged)
+    assert part.url in said
+    assert "token=" not in said
+    assert token not in said
+    part.close()
+    assert not file.exists()
 
 
 def test_tokens_of_a_report_have_their_fates():

@@ -31,13 +31,13 @@ HASHES = {
     "msg/Answer": "2c51a24925b41691a5340e9556752a27871a72d47ffe6343ae99715098e90b05",
     "msg/DecodeRound": "d77345a442f00816648f7d3874cb607cfd44e4a0fd807d1b987aec3967fe4236",
     "msg/DecodeTrace": "54334d5985bd0adcbf46b4eac8c7e1cfaf37cd8529e565de16d158d85e4ec4ab",
-    "msg/Mission": "9115c37f39a138c85d4c73cd9f8fec0e92bc941f7b81ee0ef3d7ea0d3cd4e467",
-    "msg/MissionAck": "9e8bdd50fe2eab200e2fb5880d7fae0884343afa8adfbd00ee36c6a292be8e9b",
+    "msg/Mission": "dc620865b49384973e307607e62ff4ad75f04218053df72b730cb22eb15d3f30",
+    "msg/MissionAck": "a31462bc947e2a9167bdbc8e5b0b9468bc54a1cf90ba8cb9920b5f4e6849b2fd",
     "msg/MissionStatus": "68aa67ad7fe24ff103f74eb7e208e7b2dfc74037fb75956023c2bd1b08d12622",
     "msg/Plan": "74a29a0f143806f441ca8100fd3742925f02ab02b00219c14ce24b1303e86179",
     "msg/PlanStatus": "38314196baec66db1c3d750c4bac74f6333bfb3aad0c986ad51753bfb02b54d5",
     "msg/RobotAction": "5f5fb2f2b130da5b4c8bff916e936d221c770a052fefe03e677a390d18443573",
-    "srv/Approve": "ffa9cec765634f89fb26d2e38dc65ffbdc18f11885ffe3d689406931975648b1",
+    "srv/Approve": "09ab696a622d62d845378b3258ff7c3a92c01c092332c813e64b037cf7b9d3a4",
     "action/ExecuteInstruction": "16c80ed3a49ba9c89391e5dcc200d47345900f372c89cf7bf6d0820b09c54989",
 }
 """The hash (RIHS01) of every type: another one is another type, with which older nodes do not speak."""
@@ -77,19 +77,23 @@ def plans(draw: Any) -> Plan:
 
 
 texts = st.lists(TEXT, max_size=3).map(tuple)
+named = {
+    "instruction": st.text("abc é", min_size=1).filter(str.strip),
+    "mission": st.from_regex(r"[A-Za-z0-9_.-]{1,64}", fullmatch=True),
+}
 requests = st.builds(
     MissionRequest,
-    instruction=st.text("abc é", min_size=1).filter(str.strip),
-    mission=st.from_regex(r"[A-Za-z0-9_.-]{1,64}", fullmatch=True),
+    **named,
     **dict.fromkeys(("approve", "dry_run", "queue"), st.booleans()),
     lease_s=st.one_of(st.just(0.0), st.floats(0.2, 60.0)),
-)
+) | st.builds(MissionRequest, **named, reply=st.just(True), step=COUNT)
 acks = st.builds(
     Ack,
     state=st.sampled_from(["taken", "refused", "over"]),
     **dict.fromkeys(("mission", "topic", "reason", "detail"), TEXT),
     status=st.sampled_from(["", *mission_state.STATES]),
     listeners=COUNT,
+    reply=st.booleans(),
 )
 mission_statuses = st.builds(
     MissionStatus,

@@ -34,7 +34,7 @@ class Rig:
     `capture` replaces the camera.
     """
 
-    def __init__(self, script: list, capture: Callable | None = None) -> None:
+    def __init__(self, script: list, capture: Callable | None = None, keys: AccessKeys = KEYS) -> None:
         clock = WallClock()
         self.fake = FakeRobot(clock, discs=(Disc(2.5, 0.3),))
         self.fake.set_pose(0, 0, 0)
@@ -54,7 +54,7 @@ class Rig:
         self.engine = ScriptedEngine(script)
         settings = MissionSettings(runner=RunnerConfig(fallback="stop"))
         self.edge = EdgeRobot(self.robot, lambda _: OwnedEngine(self.engine), settings, capture=capture)
-        self.console = Console([self.edge], KEYS)
+        self.console = Console([self.edge], keys)
         self.server = HttpServer(self.console.app, BindAddress("127.0.0.1", 0), None, LIMITS, websockets=True)
         self.server.start()
         self.edge.start()
@@ -78,8 +78,8 @@ class Rig:
 
 
 @contextmanager
-def rig(*script: list[str], capture: Callable | None = None) -> Iterator[Rig]:
-    made = Rig(list(script), capture)
+def rig(*script: list[str], capture: Callable | None = None, keys: AccessKeys = KEYS) -> Iterator[Rig]:
+    made = Rig(list(script), capture, keys)
     try:
         yield made
     finally:

@@ -67,13 +67,51 @@ def test_a_mission_runs_and_the_stop_ends_it(served, page):
     assert not served.robot.is_stopped
 
 
+ASKS = ["red chair , blue chair . do you mean the red or the blue chair ? ask()"]
+
+
+def test_a_yes_or_a_word_is_for_what_the_page_shows():
+    with rig(ASKS, ["ahead . forward(0.2) ", "done()"]) as one:
+        page, other = Client(one.port), Client(one.port)
+        assert page.command("instruct", instruction="go to the chair", approve=True)["type"] == "done"
+        first = shown(page.until(lambda event: event.get("state") == "proposed" and event["step"] == 1))
+        assert "any more" in page.command("approve", **first | {"plan": "forward(3)"})["detail"]
+        assert page.command("approve", **first)["type"] == "done"
+        asked = page.until(lambda event: event.get("state") == "waiting")
+        assert (asked["detail"], asked["choices"]) == (
+            "do you mean the red or the blue chair ?",
+            ["the red", "the blue chair"],
+        )
+        question = {"mission": asked["mission"], "step": asked["step"]}
+        assert "any more" in other.command("approve", **first)["detail"]
+        assert page.command("reply", word="the red", **question | {"mission": "another"})["type"] == "refused"
+        assert page.command("reply", word=" the red ", **question)["type"] == "done"
+        assert "answered already" in other.command("reply", word="the blue chair", **question)["detail"]
+        second = shown(page.until(lambda event: event.get("state") == "proposed" and event["step"] == 2))
+        assert one.engine.seen[1].instruction == "go to the chair . the red"
+        assert "any more" in other.command("approve", **first)["detail"], "the plan before"
+        assert one.speed_mps == 0
+        assert other.command("approve", **second)["type"] == "done"
+        page.until(lambda event: event.get("state") == "done", 20)
+        replies = [event for event in other.events if event.get("command") == "reply" and event["done"]]
+        assert [event["detail"] for event in replies] == ["'the red'"]
+        page.close()
+        other.close()
+
+
+def shown(event):
+    return {"mission": event["mission"], "step": event["step"], "plan": event["detail"]}
+
+
 def test_a_viewer_may_look_and_stop_and_nothing_else(served, page):
     viewer = Client(served.port, VIEWER)
     assert viewer.until(lambda event: event["type"] == "welcome")["may"] == ["view"]
+    shown = {"mission": "m", "step": 1}
     for command in (
         {"command": "instruct", "instruction": "go"},
         {"command": "release"},
-        {"command": "approve"},
+        {"command": "approve", **shown},
+        {"command": "reply", "word": "the red one", **shown},
     ):
         assert viewer.command(**command)["type"] == "refused"
     viewer.send(type="drive", x=1, y=0, turn=0)
@@ -184,6 +222,12 @@ def test_a_web_socket_without_token_or_of_another_origin_is_refused(served, wron
         '{"type":"command","command":"instruct","instruction":7}',
         '{"type":"command","command":"instruct","instruction":""}',
         '{"type":"command","command":"withdraw","mission":[]}', '{"type":"command","command":"__init__"}',
+        '{"type":"command","command":"approve"}', '{"type":"command","command":"approve","mission":"m"}',
+        '{"type":"command","command":"reject","mission":"m","step":0}',
+        '{"type":"command","command":"approve","mission":"m","step":1,"plan":[]}',
+        '{"type":"command","command":"reply","mission":"m","step":1}',
+        '{"type":"command","command":"reply","mission":"m","step":1,"word":" "}',
+        '{"type":"command","command":"reply","mission":"","step":1,"word":"the red one"}',
         '{"type":"drive"}', '{"type":"drive","x":NaN,"y":0,"turn":0}',
         '{"type":"drive","x":1e999,"y":0,"turn":0}',
         '{"type":"drive","x":true,"y":0,"turn":0}', '{"type":"drive","x":"1","y":0,"turn":0}',
@@ -261,7 +305,7 @@ class SlowRobot(ConsoleRobot):
     def instruct(self, instruction, *, approve, queue):
         self.free.wait(20)
 
-    withdraw = approve = release = drive = end_drive = lambda self, *_: None
+    withdraw = approve = reply = release = drive = end_drive = lambda self, *_: None
 
     def stop(self):
         return "stopped"

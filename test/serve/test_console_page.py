@@ -1,11 +1,16 @@
 """The console in a real Chromium: what a person sees, stop, keys and pad, a replay, accessibility."""
 
+import contextlib
+import socket
+import threading
 import time
+from urllib.parse import quote
 
 import pytest
 
 from test.serve.console_rig import BROWSER, VIEWER, rig, wait_for
 from vlm_spec_decode.core.token_fates import TokenPiece
+from vlm_spec_decode.serve.access import AccessKeys, make_key
 
 playwright = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
 pytestmark = [
@@ -79,6 +84,38 @@ def test_a_person_commands_a_mission_sees_it_and_plays_it_again(browser, served)
     page.press("#instruction", "ArrowUp")
     assert page.input_value("#instruction") == "go to the red ball"
     assert page.faults == other.faults == []
+
+
+ASKS = ["red chair , blue chair . do you mean the red or the blue chair ? ask()"]
+
+
+@pytest.mark.parametrize("way", ["button", "text"])
+def test_a_person_replies_to_what_the_robot_asks(browser, way):
+    with rig(ASKS, ["ahead . forward(0.2) ", "done()"]) as served:
+        page, viewer = opened(browser, served.link(), PHONE), opened(browser, served.link(VIEWER))
+        page.uncheck("#approve-first")
+        page.fill("#instruction", "go to the chair")
+        page.press("#instruction", "Enter")
+        for each in (page, viewer):
+            each.wait_for_selector("#asked:not([hidden])")
+            assert each.inner_text("#question") == "The robot asks: do you mean the red or the blue chair ?"
+            assert each.locator("#choices button").all_inner_texts() == ["the red", "the blue chair"]
+        assert all(each.is_disabled() for each in viewer.locator("#asked button, #asked input").all())
+        page.fill("#reply", " ")
+        page.press("#reply", "Enter")  # no word: nothing is sent
+        assert page.is_visible("#asked")
+        if way == "button":
+            page.click("#choices button >> nth=1")
+        else:
+            page.fill("#reply", "the blue one please")
+            page.press("#reply", "Enter")
+        page.wait_for_selector("#missions td:text('done')")
+        word = {"button": "the blue chair", "text": "the blue one please"}[way]
+        assert served.engine.seen[1].instruction == f"go to the chair . {word}"
+        for each in (page, viewer):
+            assert each.is_hidden("#asked")
+            assert f"reply '{word}'" in each.inner_text("#log")
+        assert page.faults == viewer.faults == []
 
 
 def test_every_token_is_told_by_colour_line_and_word(browser, served):
@@ -193,3 +230,110 @@ def test_axe_finds_nothing_and_the_stop_is_on_screen(browser, served, size, sche
         violations = axe.run(page).response["violations"]
         found |= {f"{name}: {each['id']}": each["nodes"][0]["html"] for each in violations}
     assert found == {}
+
+
+class Link:
+    """A proxy in front of a console. It can be dead without closing anything, as a radio link is."""
+
+    def __init__(self, port):
+        self.is_dead, self.target, self.kept = False, port, []
+        self.listener = socket.create_server(("127.0.0.1", 0))
+        self.port = self.listener.getsockname()[1]
+        threading.Thread(target=self.accept, daemon=True).start()
+
+    def accept(self):
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self.listener.accept()
+                if self.is_dead:
+                    self.kept.append(near)  # open, and never answered
+                    continue
+                far = socket.create_connection(("127.0.0.1", self.target))
+                for one, other in ((near, far), (far, near)):
+                    threading.Thread(target=self.pump, args=(one, other), daemon=True).start()
+
+    def pump(self, one, other):
+        with contextlib.suppress(OSError):
+            while data := one.recv(65536):
+                if not self.is_dead:
+                    other.sendall(data)
+            other.shutdown(socket.SHUT_WR)
+
+
+def test_a_dead_link_is_told_and_a_live_one_is_found_again(browser, served):
+    link = Link(served.port)
+    page = opened(browser, served.link().replace(str(served.port), str(link.port)))
+    page.wait_for_selector("#video-note", state="hidden")
+    link.is_dead = True
+    began_s = time.monotonic()
+    page.wait_for_selector("#chip-page.bad")
+    assert time.monotonic() - began_s < 5.0
+    assert "Offline" in page.inner_text("#banner")
+    assert page.inner_text("#video-note") == "Not connected: an old picture"
+    assert page.is_disabled("#instruct button[type=submit]")
+    assert page.is_enabled("#stop")
+    page.keyboard.press("Space")
+    page.wait_for_selector("#stop:text('STOPPING')")
+    page.wait_for_selector("#banner:text('may not have reached')")
+    assert not served.robot.is_stopped
+    link.is_dead = False
+    page.wait_for_selector("#chip-page.good")
+    page.wait_for_selector("#video-note", state="hidden")
+    assert "Offline" not in page.inner_text("#banner")
+    page.keyboard.press("Space")
+    wait_for(lambda: served.robot.is_stopped)
+    page.wait_for_selector("#stop.engaged")
+    assert page.inner_text("#banner") == "The emergency stop is engaged: nothing moves the robot."
+
+
+def test_a_page_that_never_had_a_connection_stops_all_the_same(browser, served):
+    context = browser.new_context(viewport=PHONE)
+    context.route("**/api/robots", lambda route: route.abort())
+    page = context.new_page()
+    page.goto(served.link())
+    page.wait_for_selector("#chip-page.bad")
+    page.click("#stop")
+    wait_for(lambda: served.robot.is_stopped, 3.0)
+    page.wait_for_selector("#command-note:text('Stopped')")
+
+
+def test_a_token_as_openssl_writes_it_opens_the_page(browser):
+    token = "a+b/c==/0123456789+/=="
+    with rig(["done()"], keys=AccessKeys([make_key("odd", token, ("command",))])) as served:
+        page = opened(browser, f"{served.server.url}/#token={quote(token, safe='')}")
+        page.wait_for_selector("#video-note", state="hidden")
+        assert "command" in page.inner_text("#chip-may")
+        assert page.faults == []
+
+
+SEEN = {
+    "a keyboard over the page": ((390, 410, 0, 0), True),
+    "a keyboard, and the page moved up": ((390, 410, 0, 60), True),
+    "magnified": ((195, 390, 100, 200), True),
+    "nothing in the way": ((390, 780, 0, 0), False),
+}
+"""The visual viewport: width, height, left, top in px of the layout; whether only the button has room."""
+
+
+def test_the_stop_is_seen_above_a_keyboard_and_in_a_magnified_part(browser, served):
+    context = browser.new_context(viewport=PHONE)
+    context.add_init_script(
+        "window.faked = new EventTarget();"
+        "Object.assign(faked, { width: 390, height: 780, offsetLeft: 0, offsetTop: 0 });"
+        "Object.defineProperty(window, 'visualViewport', { value: window.faked });"
+    )
+    page = context.new_page()
+    page.goto(served.link())
+    page.wait_for_selector("#chip-page.good")
+    page.focus("#instruction")
+    for what, ((width, height, left, top), is_low) in SEEN.items():
+        size = f"{{ width: {width}, height: {height}, offsetLeft: {left}, offsetTop: {top} }}"
+        page.evaluate(f"Object.assign(faked, {size}); faked.dispatchEvent(new Event('resize'))")
+        stop = page.locator("#stop").bounding_box()
+        assert left <= stop["x"] <= stop["x"] + stop["width"] <= left + width, what
+        assert top <= stop["y"] <= stop["y"] + stop["height"] <= top + height, what
+        assert stop["height"] >= 44
+        assert page.is_hidden("#stop-help") == is_low, what
+        page.click("#stop")
+        wait_for(lambda: served.robot.is_stopped)
+        served.robot.release()

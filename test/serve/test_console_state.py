@@ -13,6 +13,7 @@ from vlm_spec_decode.core.token_fates import TokenFates, TokenPiece
 from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, Image, Observation, SamplingParams
 from vlm_spec_decode.mission.state import Answer, MissionStatus, PartialAnswer
 from vlm_spec_decode.serve.console import state as console_state
+from vlm_spec_decode.serve.console.answers import AnswerFigures
 from vlm_spec_decode.serve.console.state import Body, ConsoleState, RobotFacts
 from vlm_spec_decode.serve.console.video import VideoFeed
 
@@ -84,7 +85,7 @@ def test_a_mission_can_be_replayed_with_the_picture_of_its_answer():
     state, clock = make()
     one_mission(state, clock, "first")
     one_mission(state, clock, "second")
-    events = state.replay("first")
+    events = json.loads(state.replay("first"))
     kinds = [event["type"] for event in events]
     assert kinds == ["mission", "body", "mission", "tokens", "plan", "answer", "executor", "mission"]
     assert [event["t"] for event in events] == sorted(event["t"] for event in events)
@@ -102,6 +103,53 @@ def test_old_missions_and_pictures_make_room(monkeypatch):
     assert state.replay(names[4]) is None
     assert state.replay(names[5]) is not None
     assert [name for name in names if state.frame_of(name, 1)] == names[-3:]
+
+
+def test_the_record_of_a_mission_is_bounded_in_bytes_and_does_not_grow_with_every_token(monkeypatch):
+    state, clock = make()
+    state.on_status(status("looking"))
+    pieces = ()
+    for number in range(400):
+        clock.now_s += 0.005
+        pieces += (TokenPiece(f"word{number} ", "accepted"),)
+        state.on_tokens(1, pieces)
+    kept = [event for event in json.loads(state.replay("m")) if event["type"] == "tokens"]
+    assert len(kept) <= 2.0 / console_state.RECORDED_TOKENS_S + 1
+    assert len(kept[-1]["pieces"]) == 400, "the last one is always there"
+    monkeypatch.setattr(console_state, "MAX_MISSION_BYTES", 20_000)
+    for number in range(500):
+        state.on_plan(Plan("m", number, 0.0, 0, (Forward(1.0), Turn(90.0))))
+    text = state.replay("m")
+    assert 15_000 < len(text) <= 21_000
+    assert json.loads(text)[-1]["answer"] == 499, "the oldest make room"
+
+
+def test_the_records_of_all_missions_are_bounded_in_bytes(monkeypatch):
+    state, clock = make()
+    one_mission(state, clock, "m0")
+    monkeypatch.setattr(console_state, "MAX_EVENT_BYTES", 3 * len(state.replay("m0")) + 200)
+    for number in range(1, 8):
+        one_mission(state, clock, f"m{number}")
+    assert [number for number in range(8) if state.replay(f"m{number}")] == [5, 6, 7]
+    assert [row["mission"] for row in state.snapshot()[0]["missions"]] == [
+        f"m{n}" for n in reversed(range(8))
+    ]
+
+
+def test_what_is_no_number_is_null_on_a_page():
+    state, _ = make()
+    state.on_status(status("answering"))
+    heard = []
+    state.subscribe(heard.append)
+    figures = AnswerFigures(
+        mission="m", number=1, text="", pieces=(), actions=(), total_s=math.nan, rounds=((math.inf, 1.0),)
+    )
+    state.on_figures(figures)
+    texts = [console_state.encode(event) for event in heard]
+    found = [json.loads(text, parse_constant=lambda name: 1 / 0) for text in texts]
+    answer = next(event for event in found if event["type"] == "answer")
+    assert (answer["total_s"], answer["rounds"]) == (None, [[None, 1.0]])
+    json.loads(state.replay("m"), parse_constant=lambda name: 1 / 0)
 
 
 def test_a_standing_body_is_no_news_and_a_walking_one_at_most_ten_times_a_second():

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass, field
+from itertools import takewhile
 
 from vlm_spec_decode.actions.types import ACTION_NAMES, Action, Ask, Done, arity, make_action, parse_number
 from vlm_spec_decode.core.errors import ActionParseError
@@ -153,6 +154,55 @@ def question_of(text: str) -> str:
     words = text.rpartition("ask")[0]
     sentences = re.findall(r"[^.!?]*[.!?]?", words.strip())
     return " ".join(next((s for s in reversed(sentences) if s.strip(" .!?\n")), "").split())
+
+
+OFFER_WORDS = 6
+"""How many words one offer of a question may have."""
+
+DETERMINERS = frozenset({"the", "a", "an", "one", "this", "that", "my", "your"})
+BARE_OFFERS = frozenset({"left", "right", "yes", "no", "near", "far", "first", "second"})
+"""Offers that need no determiner to be known for one."""
+
+
+def choices_of(question: str) -> tuple[str, ...]:
+    """Return what a question offers, in its own words: "the red" and "the blue chair" of the one below.
+
+    "do you mean the red or the blue chair ?": the offers are what "or" and commas divide. The first one
+    begins where its words are the most like the beginning of the last one, behind "do you mean". () where
+    nothing is offered, or where that cannot be told.
+    """
+    parts: list[list[str]] = [[]]
+    for word in re.findall(r"[^\s,?.!]+|,", question.lower()):
+        if word in (",", "or"):
+            parts.append([])
+        else:
+            parts[-1].append(word)
+    *before, last = [part for part in parts if part] or [[]]
+    if " or " not in question.lower() or not last:
+        return ()
+    offers = [last]
+    for part in reversed(before):
+        begin = _offer_begins(part, last)
+        if begin is not None:
+            offers.insert(0, part[begin:])
+        if begin != 0:  # what is before that, "do you mean", offers nothing
+            break
+    found = tuple(dict.fromkeys(" ".join(offer) for offer in offers))
+    is_told = len(found) > 1 and all(len(offer) <= OFFER_WORDS for offer in offers)
+    return found if is_told else ()
+
+
+def _offer_begins(part: list[str], last: list[str]) -> int | None:
+    """Return where in `part` an offer like `last` begins; None if it has none."""
+    if last[0] not in DETERMINERS:
+        is_bare = len(last) == 1 and {last[0], part[-1]} <= BARE_OFFERS
+        return len(part) - 1 if is_bare else None
+    alike = [
+        (sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(part[at:], last, strict=False))), at)
+        for at, word in enumerate(part)
+        if word == last[0]
+    ]
+    return max(alike)[1] if alike else None
 
 
 def parse_action(text: str) -> Action:

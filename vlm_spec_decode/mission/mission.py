@@ -37,7 +37,7 @@ from vlm_spec_decode.mission.feeds import RobotFeeds
 from vlm_spec_decode.mission.queue import Ack, MissionLeases, MissionRequest
 from vlm_spec_decode.mission.robot import Robot, without_interrupts
 from vlm_spec_decode.mission.service import MissionService, MissionSettings, PlanHeartbeat
-from vlm_spec_decode.mission.state import END_STATES, Answer, MissionStatus, PartialAnswer
+from vlm_spec_decode.mission.state import END_STATES, Answer, MissionStatus, PartialAnswer, shown_by
 
 HEARTBEAT_S = 0.05
 CALLBACK_S = 5.0
@@ -288,11 +288,11 @@ class _Run:
             if isinstance(report, MissionStatus) and report.reason == "approve" and approve is not None:
                 # A person may think for a long time; that does not count as silence.
                 self._is_asking = True
-                self._service.put_approval(approve(report.detail))
+                self._service.put_approval(approve(report.detail), shown_by(report))
                 self._is_asking = False
             if isinstance(report, MissionStatus) and report.state == "waiting" and reply is not None:
                 self._is_asking = True
-                self._service.put_word(reply(report.detail))
+                self._service.put_word(reply(report.detail), shown_by(report))
                 self._is_asking = False
             self._steps += 1
             self._is_calling = False

@@ -22,6 +22,8 @@ from vlm_spec_decode.mission.state import (
     START_WORDS,
     MissionStatus,
     PartialAnswer,
+    Shown,
+    shown_by,
 )
 
 MissionReport: TypeAlias = Ack | MissionStatus | PartialAnswer | AnswerReport | DecodeReport | PlanStatus
@@ -88,6 +90,10 @@ class MissionProgress:
     steps: int = 0
     actions: list[str] = field(default_factory=list)
     proposed: str = ""
+    asked: str = ""
+    """What the robot asks, while the mission waits for the operator's word."""
+    shown: Shown = Shown()  # noqa: RUF009 - frozen
+    """What a yes, a no or a word now is a reply to."""
     is_acknowledged: bool = False
     """Whether the VLM node has acknowledged the mission."""
     listeners: int = 0
@@ -148,6 +154,8 @@ class MissionProgress:
         return self._line(text)
 
     def _ack(self, ack: Ack) -> str:
+        if ack.reply:  # somebody's word was taken, or not; neither ends the mission
+            return ""
         self.is_acknowledged = self.is_acknowledged or ack.state == "taken"
         self.listeners = max(self.listeners, ack.listeners)
         if ack.state == "taken" or self.has_ended:
@@ -156,6 +164,7 @@ class MissionProgress:
 
     def _ended(self, status: MissionStatus) -> str:
         self.state, self.reason, self.detail = status.state, status.reason, status.detail
+        self.asked = ""
         return self._line(mission_line(status))
 
     def _refusal(self, status: MissionStatus) -> str:
@@ -170,6 +179,8 @@ class MissionProgress:
             return ""
         self.is_acknowledged = True
         self.state, self.reason, self.detail = status.state, status.reason, status.detail
+        self.asked = self.detail if self.state == "waiting" else ""
+        self.shown = shown_by(status)
         if self.reason in LOOK_WORDS:
             return self._after_answer(f"    ~ {LOOK_WORDS[self.reason]}: {self.detail}")
         self.proposed = self.detail if (self.state, self.reason) == ("proposed", "approve") else ""

@@ -39,6 +39,9 @@ class MissionRequest:
     under way instead of superseding it. `lease_s` is the silence of the client's heartbeat that cancels the
     mission; 0: the mission goes on without one. The same request under the same name may come again: it is
     acknowledged again and carried out once.
+
+    With `reply` the instruction is the operator's word on what the mission named `mission` asks, or whichever
+    mission does; `step` is the one of the question, 0 for whichever is asked. It has no other options.
     """
 
     instruction: str
@@ -47,6 +50,8 @@ class MissionRequest:
     dry_run: bool = False
     queue: bool = False
     lease_s: float = 0.0
+    reply: bool = False
+    step: int = 0
 
     def __post_init__(self) -> None:
         """Raise InstructionError for an instruction, a name or a lease that cannot be used."""
@@ -57,6 +62,10 @@ class MissionRequest:
             raise InstructionError("lease_s: a mission without a name has no heartbeat")
         if self.mission and NAME.fullmatch(self.mission) is None:
             raise InstructionError("mission: 1 to 64 of A-Z a-z 0-9 _ . - make a name")
+        if self.reply and (self.approve or self.dry_run or self.queue or self.lease_s):
+            raise InstructionError("reply: a word has no options of its own; those of its mission hold")
+        if self.step < 0 or (self.step and not self.reply):
+            raise InstructionError("step: that of the question to which this is a reply, or 0")
 
     def to_json(self) -> str:
         """Return one line of JSON."""
@@ -82,7 +91,9 @@ class MissionRequest:
 
 def _check_types(data: Mapping[str, Any]) -> None:
     for key, value in data.items():
-        if key == "lease_s":
+        if key == "step":
+            is_right, wanted = isinstance(value, int) and not isinstance(value, bool), "whole number"
+        elif key == "lease_s":
             is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
             is_right, wanted = is_number and math.isfinite(value), "number"
         else:
@@ -103,7 +114,8 @@ class Ack:
     request. `refused`: it will not be carried out, with reason and detail. `over`: a heartbeat came for
     a mission that has ended, or never existed; `status` then is how it ended (`failed` if unknown).
     `listeners` is how many subscribers of `topic` the node knows, itself among them: a client that leaves
-    after its request should wait until it has as many.
+    after its request should wait until it has as many. With `reply` it is about a word on what `mission`
+    asks; `detail` then is the word that was taken.
     """
 
     state: AckState
@@ -113,6 +125,7 @@ class Ack:
     detail: str = ""
     status: str = ""
     listeners: int = 0
+    reply: bool = False
 
     def to_json(self) -> str:
         """Return one line of JSON."""

@@ -13,6 +13,7 @@ from typing import Any
 
 from vlm_spec_decode.actions.parser import parse_action
 from vlm_spec_decode.actions.types import Action, format_action
+from vlm_spec_decode.core import strict_json
 from vlm_spec_decode.core.trace import LinkUsage, RoundTrace, TokenFate
 
 
@@ -66,7 +67,7 @@ class AnswerReport:
             "token_ids": list(self.token_ids),
             "actions": [format_action(action) for action in self.actions],
         }
-        return json.dumps(found | ({"start": asdict(self.start)} if self.start else {}))
+        return strict_json.dumps(found | ({"start": asdict(self.start)} if self.start else {}))
 
     @classmethod
     def from_json(cls, text: str) -> AnswerReport:
@@ -130,7 +131,7 @@ class DecodeReport:
 
     def to_json(self) -> str:
         """Return one line of JSON."""
-        return json.dumps(self.to_mapping())
+        return strict_json.dumps(self.to_mapping())
 
     @classmethod
     def from_json(cls, text: str) -> DecodeReport:

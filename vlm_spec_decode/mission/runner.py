@@ -127,7 +127,9 @@ class MissionRunner:
 
         Raises Cancelled without one.
         """
-        self._report(job, "waiting", mission.steps, "asked", question_of(self._said))
+        question = question_of(self._said)
+        self._events.expect_word(mission.steps, question)
+        self._report(job, "waiting", mission.steps, "asked", question)
         word = self._events.wait_word(self.config.reply_s)
         if not word.strip():
             raise Cancelled("the robot's question was not answered")
@@ -402,7 +404,9 @@ class MissionRunner:
         """
         number = mission.next_answer
         while True:
-            self._report(job, "proposed", number, "approve", format_actions(plan.actions))
+            shown = format_actions(plan.actions)
+            self._events.expect_approval(number, shown)
+            self._report(job, "proposed", number, "approve", shown)
             if not self._events.wait_approval(self.config.approve_s):
                 raise Cancelled("the plan was not approved")
             approved = plan

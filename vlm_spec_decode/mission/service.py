@@ -19,8 +19,9 @@ from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.core.errors import InstructionError, VsdError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.pose import Pose2D
+from vlm_spec_decode.edge.mission_loop import check_instruction
 from vlm_spec_decode.mission.connection import EngineConnection, EngineSource
-from vlm_spec_decode.mission.events import Frame, MissionEvents
+from vlm_spec_decode.mission.events import ANY, Frame, MissionEvents
 from vlm_spec_decode.mission.queue import Ack, MissionLeases, MissionQueue, MissionRequest
 from vlm_spec_decode.mission.runner import MissionRunner, Report, VlmWorker
 from vlm_spec_decode.mission.state import (
@@ -30,6 +31,7 @@ from vlm_spec_decode.mission.state import (
     MissionStatus,
     PartialAnswer,
     RunnerConfig,
+    Shown,
 )
 
 CLOSE_S = 2.0
@@ -163,6 +165,7 @@ class MissionService:
         self._reports: SimpleQueue[tuple[MissionJob | None, Report]] = SimpleQueue()
         self._queue = MissionQueue(prefix)
         self._leases = MissionLeases(LEASE_CHECK_S)
+        self._replied: MissionRequest | None = None
         self._runner = MissionRunner(self._events, self._post, now_s, settings().runner)
         connection = EngineConnection(source, partial(self._post, None), on_failure)
         self._worker = VlmWorker(connection, self._runner, self._events, on_crash)
@@ -208,47 +211,69 @@ class MissionService:
         self, topic: str, read: Callable[[], MissionRequest], listeners: Callable[[], int]
     ) -> None:
         """Handle a request and acknowledge it; a repeated one is only acknowledged again."""
-        asked = ""
+        asked, is_reply = "", False
         try:
             request = read()
-            asked = request.mission
-            if self._queue.is_repeat(request):
-                self._leases.beat(asked, self._clock.now())
-            else:
+            asked, is_reply = request.mission, request.reply
+            if not self._is_repeat(request):
                 asked = self.instruct(request)
+            elif not is_reply:
+                self._leases.beat(asked, self._clock.now())
         except InstructionError as error:
-            self.refuse(topic, asked, error)
+            self.refuse(topic, asked, error, is_reply=is_reply)
         else:
-            self._output.acknowledge(Ack(state="taken", mission=asked, topic=topic, listeners=listeners()))
+            taken = Ack(state="taken", mission=asked, topic=topic, listeners=listeners(), reply=is_reply)
+            self._output.acknowledge(replace(taken, detail=request.instruction) if is_reply else taken)
 
-    def refuse(self, topic: str, mission: str, error: InstructionError) -> None:
-        """Say why the request of this name is not carried out."""
+    def _is_repeat(self, request: MissionRequest) -> bool:
+        """Whether the same request was taken before: by its name, a reply by its question."""
+        if request.reply:
+            return bool(request.mission and request.step) and request == self._replied
+        return self._queue.is_repeat(request)
+
+    def refuse(self, topic: str, mission: str, error: InstructionError, *, is_reply: bool = False) -> None:
+        """Say why the request of this name is not carried out. A refused reply ends no mission."""
         name, detail = type(error).__name__, str(error)
-        self._output.publish_status(MissionStatus(state="failed", reason=name, detail=detail), aside=True)
-        self._output.acknowledge(
-            Ack(state="refused", mission=mission, topic=topic, reason=name, detail=detail)
+        if is_reply:
+            self._log(f"a reply is refused: {detail}")
+        else:
+            self._output.publish_status(MissionStatus(state="failed", reason=name, detail=detail), aside=True)
+        refused = Ack(
+            state="refused", mission=mission, topic=topic, reason=name, detail=detail, reply=is_reply
         )
+        self._output.acknowledge(refused)
 
     def check(self, request: MissionRequest) -> None:
-        """Raise InstructionError for a request that `instruct` would refuse."""
+        """Raise InstructionError for a request that `instruct` would refuse; for one that is no reply."""
         self._queue.check(request, waits=request.queue or self._settings().queue)
 
     def instruct(self, request: MissionRequest) -> str:
         """Start a request's mission at once, superseding the present one, or queue it; return its name.
 
         The settings `approve`, `dry_run` and `queue` hold for every request. While the mission waits for the
-        operator's word, a request without a name is that word. Raises InstructionError.
+        operator's word, a request without a name is that word. A reply is never anything else, and returns
+        the name of who asked. Raises InstructionError.
         """
-        waiting = self._queue.current
-        if waiting is not None and not request.mission and self._events.waits_for_word:
-            self._events.put_word(request.instruction)
-            return waiting.mission
+        asker = self._queue.current
+        if request.reply:
+            return self._reply(asker, request)
+        if asker is not None and not request.mission and self._events.put_word(request.instruction):
+            return asker.mission
         settings = self._settings()
         job = self._queue.new_job(request)
         job = replace(job, approve=job.approve or settings.approve, dry_run=job.dry_run or settings.dry_run)
         self._schedule(job, waits=request.queue or settings.queue)
         self._leases.begin(job.mission, request.lease_s, self._clock.now())
         return job.mission
+
+    def _reply(self, asker: MissionJob | None, request: MissionRequest) -> str:
+        """Give a word to the mission that has asked, if it is the one that is meant; return its name."""
+        word, shown = check_instruction(request.instruction), Shown(request.mission, request.step)
+        if asker is None or not self._events.put_word(word, shown):
+            raise InstructionError("nobody waits for a word on this question, or it was answered already")
+        self._replied = request
+        self._log(f"mission {asker.mission}: the operator replies {request.instruction[:120]!r}")
+        return asker.mission
 
     def on_heartbeat(self, mission: str) -> None:
         """Record the heartbeat of a mission's client.
@@ -278,6 +303,10 @@ class MissionService:
         """Whether a mission has a client whose silence ends it."""
         return self._leases.is_any
 
+    def end_status(self, mission: str) -> MissionStatus | None:
+        """Return the last status of a mission that has ended; None if it has not, or ended long ago."""
+        return self._queue.end_status(mission)
+
     def check_leases(self) -> None:
         """Cancel the missions whose clients have fallen silent."""
         for mission in self._leases.expired(self._clock.now()):
@@ -293,13 +322,13 @@ class MissionService:
             self._output.send_empty_plan()
             self._worker.cancel(why)
 
-    def put_approval(self, yes: bool) -> None:
-        """Store a person's yes or no to the plan that is shown."""
-        self._events.put_approval(yes)
+    def put_approval(self, yes: bool, shown: Shown = ANY) -> bool:
+        """Store a person's yes or no to the plan that was shown; return whether it waits for one."""
+        return self._events.put_approval(yes, shown)
 
-    def put_word(self, text: str) -> None:
-        """Store the operator's word on what the robot has asked."""
-        self._events.put_word(text)
+    def put_word(self, text: str, shown: Shown = ANY) -> bool:
+        """Store the operator's word on what was asked; return whether somebody waits for it."""
+        return self._events.put_word(text, shown)
 
     def put_frame(self, frame: Frame) -> None:
         """Store the newest frame."""

@@ -212,6 +212,31 @@ class MissionStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class Shown:
+    """What a person replies to, as a status has shown it: a plan to approve, or a question.
+
+    Mission, step and text (`MissionStatus.detail`). A reply compares what it names: "" and 0 name nothing.
+    """
+
+    mission: str = ""
+    step: int = 0
+    text: str = ""
+
+    def is_of(self, other: Shown) -> bool:
+        """Whether a reply to this is one to `other`."""
+        return (
+            self.mission in ("", other.mission)
+            and self.step in (0, other.step)
+            and self.text in ("", other.text)
+        )
+
+
+def shown_by(status: MissionStatus) -> Shown:
+    """Return what a reply to a status is a reply to."""
+    return Shown(status.mission, status.step, status.detail)
+
+
+@dataclass(frozen=True, slots=True)
 class PartialAnswer:
     """`/vlm/answer/partial`: the committed text so far."""
 

@@ -13,6 +13,7 @@ at its end only.
 from __future__ import annotations
 
 import threading
+from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,7 +24,7 @@ from rclpy.node import Node
 
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.core.errors import InstructionError
-from vlm_spec_decode.mission.queue import MissionRequest
+from vlm_spec_decode.mission.queue import MAX_REMEMBERED, MissionRequest
 from vlm_spec_decode.mission.state import END_STATES, MissionStatus
 from vlm_spec_decode.ros import typed
 from vlm_spec_decode_msgs.action import ExecuteInstruction
@@ -71,6 +72,7 @@ class MissionActionServer:
         check: Callable[[MissionRequest], None],
         submit: Callable[[MissionRequest], None],
         withdraw: Callable[[str], None],
+        end_status: Callable[[str], MissionStatus | None],
         refuse: Callable[[str, InstructionError], None],
         now_s: Callable[[], float],
     ) -> None:
@@ -78,11 +80,15 @@ class MissionActionServer:
 
         `check` raises InstructionError for a request that cannot be taken; `submit` takes one; `withdraw` has
         the mission of a name end once the present callback is over, when its goal may end as cancelled;
-        `refuse` says why that of a name was rejected.
+        `end_status` is the last status of a mission that has ended, None for any other; `refuse` says why
+        that of a name was rejected.
         """
         self._node, self._now_s = node, now_s
         self._check, self._submit, self._withdraw, self._refuse = check, submit, withdraw, refuse
+        self._end_status = end_status
         self._goals: dict[str, _Goal] = {}
+        self._executed: OrderedDict[str, dict[int, tuple[str, ...]]] = OrderedDict()
+        """What was carried out for missions that have ended, for goals that are sent again."""
         self._lock = threading.RLock()
         self._count = 0
         self._server = _Server(
@@ -121,8 +127,12 @@ class MissionActionServer:
                 waits = MissionStatus(
                     state="queued", mission=request.mission, instruction=request.instruction
                 )
-                self._goals[request.mission] = _Goal([handle], waits)
+                executed = self._executed.get(request.mission, {})
+                self._goals[request.mission] = _Goal([handle], waits, executed=dict(executed))
         self._submit(request)
+        # A goal that is sent again once its mission has ended gets no status any more: it ends as that did.
+        if (ended := self._end_status(request.mission)) is not None:
+            self.on_status(ended)
 
     def _on_cancel(self, handle: Any) -> Any:
         mission = str(handle.request.mission)
@@ -145,6 +155,9 @@ class MissionActionServer:
             goal.status = status
             if status.state in END_STATES:
                 del self._goals[status.mission]
+                self._executed[status.mission] = goal.executed
+                while len(self._executed) > MAX_REMEMBERED:
+                    self._executed.popitem(last=False)
                 self._end(goal)
             else:
                 if status.state != "queued" and not goal.is_executing:
@@ -174,7 +187,10 @@ class MissionActionServer:
                 self._tell(goal)
 
     def close(self) -> None:
-        """End every goal. The server is freed with the node's entities. Idempotent."""
+        """End every goal. The server is freed with the node's entities. Idempotent.
+
+        Their results are sent by the node's executor: it must be spun once more.
+        """
         with self._lock:
             goals, self._goals = list(self._goals.items()), {}
             for mission, goal in goals:

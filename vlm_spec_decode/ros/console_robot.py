@@ -29,7 +29,7 @@ from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.token_fates import Fate, TokenPiece
 from vlm_spec_decode.mission.queue import Ack, MissionRequest
 from vlm_spec_decode.mission.reports import AnswerReport, DecodeReport
-from vlm_spec_decode.mission.state import PartialAnswer
+from vlm_spec_decode.mission.state import PartialAnswer, Shown
 from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros.convert import STEADY, from_compressed, from_odometry, from_ranges
 from vlm_spec_decode.ros.lifecycle import ManagedNode
@@ -40,6 +40,7 @@ from vlm_spec_decode.serve.console.commands import ConsoleRobot
 from vlm_spec_decode.serve.console.state import Body, ConsoleState, RobotFacts
 from vlm_spec_decode.serve.console.video import VideoFeed
 from vlm_spec_decode_msgs import msg
+from vlm_spec_decode_msgs.srv import Approve
 
 CAMERA, ODOMETRY, RANGES = "camera/image_raw/compressed", "odom", "vlm/ranges"
 WATCH_S = 0.25
@@ -61,8 +62,8 @@ class RosRobot(ConsoleRobot):
         self.state, self.video = ConsoleState(facts, clock), VideoFeed()
         self._node = node
         self._below = f"/{namespace.strip('/')}/" if namespace.strip("/") else ""
-        self._acks: dict[str, Ack] = {}
-        self._acked = threading.Condition()
+        self._acks: dict[tuple[str, bool], Ack] = {}
+        self._acked, self._replying = threading.Condition(), threading.Lock()
         self._report: AnswerReport | None = None
         self._trace: DecodeReport | None = None
         self._battery: float | None = None
@@ -94,7 +95,8 @@ class RosRobot(ConsoleRobot):
         self._stops = node.create_publisher(Bool, f"{self._below}e_stop/request", COMMAND)
         self._steers = node.create_publisher(Twist, f"{self._below}cmd_vel_teleop", 1)
         self._estop = node.create_client(SetBool, f"{self._below}e_stop", callback_group=self._asking)
-        self._approval = node.create_client(SetBool, f"{self._below}vlm/approve", callback_group=self._asking)
+        plan = f"{self._below}vlm/approve_plan"
+        self._approval = node.create_client(Approve, plan, callback_group=self._asking)
         watch = guarded_timer(node, "pages", self.watch)
         node.create_timer(WATCH_S, watch, group, clock=STEADY)
 
@@ -109,34 +111,52 @@ class RosRobot(ConsoleRobot):
         """Request a mission, and wait until the VLM node has taken it. Raises InstructionError."""
         name = f"page-{uuid.uuid4().hex[:12]}"
         request = MissionRequest(instruction=instruction, mission=name, approve=approve, queue=queue)
-        until_s = time.monotonic() + ACK_S
+        ack = self._request(request)
+        if ack.state == "refused":
+            raise InstructionError(f"{ack.reason}: {ack.detail}")
+
+    def _request(self, request: MissionRequest) -> Ack:
+        """Publish a request until the VLM node acknowledges it; return that. Raises RobotUnreachable."""
+        key, until_s = (request.mission, request.reply), time.monotonic() + ACK_S
+        with self._acked:
+            self._acks.pop(key, None)  # that of an earlier reply to the same mission
         while time.monotonic() < until_s:
             self._requests.publish(typed.request_to_message(request))
             with self._acked:
-                if self._acked.wait_for(lambda: name in self._acks, RESEND_S):
-                    ack = self._acks[name]
-                    break
-        else:
-            raise RobotUnreachable("no vlm_node has taken the instruction")
-        if ack.state == "refused":
-            raise InstructionError(f"{ack.reason}: {ack.detail}")
+                if self._acked.wait_for(lambda: key in self._acks, RESEND_S):
+                    return self._acks[key]
+        raise RobotUnreachable("no vlm_node has taken it")
 
     def withdraw(self, mission: str) -> None:
         """End a mission."""
         self._withdrawals.publish(String(data=mission))
 
-    def approve(self, yes: bool) -> None:
-        """Answer the plan that is shown."""
-        self._ask(self._approval, yes, "vlm_node")
+    def approve(self, yes: bool, shown: Shown) -> None:
+        """Answer the plan that was shown."""
+        plan = {"mission": shown.mission, "step": shown.step, "plan": shown.text}
+        self._ask(self._approval, Approve.Request(yes=yes, **plan), "vlm_node")
+
+    def reply(self, word: str, shown: Shown) -> None:
+        """Give the operator's word to the mission that asks, and wait until the VLM node has taken it.
+
+        Raises UsageError if it does not wait for one, or another page's word came first.
+        """
+        request = MissionRequest(instruction=word, mission=shown.mission, reply=True, step=shown.step)
+        with self._replying:
+            ack = self._request(request)
+        if ack.state == "refused":
+            raise UsageError(ack.detail)
+        if ack.detail != word:
+            raise UsageError(f"another reply came first: {ack.detail[:80]!r}")
 
     def stop(self) -> str:
         """Engage the e-stop: on the topic, which needs no reply, then by the service, which confirms."""
         self._stops.publish(Bool(data=True))
-        return self._ask(self._estop, True, "locomotion_node")
+        return self._ask(self._estop, SetBool.Request(data=True), "locomotion_node")
 
     def release(self) -> None:
         """Release the e-stop."""
-        self._ask(self._estop, False, "locomotion_node")
+        self._ask(self._estop, SetBool.Request(data=False), "locomotion_node")
 
     def drive(self, velocity: Velocity) -> None:
         """Publish a person's velocity."""
@@ -148,12 +168,12 @@ class RosRobot(ConsoleRobot):
         """Publish standstill; the silence after it ends the steering."""
         self.drive(STILL)
 
-    def _ask(self, client: Any, yes: bool, who: str) -> str:
+    def _ask(self, client: Any, request: Any, who: str) -> str:
         """Call a service and return its message. Raises RobotUnreachable, or UsageError if it refuses."""
         if not client.wait_for_service(REPLY_S):
             raise RobotUnreachable(f"no {who} answers to {client.srv_name}")
         done = threading.Event()
-        future = client.call_async(SetBool.Request(data=yes))
+        future = client.call_async(request)
         future.add_done_callback(lambda _: done.set())
         if not done.wait(REPLY_S):
             client.remove_pending_request(future)
@@ -243,7 +263,7 @@ class RosRobot(ConsoleRobot):
     def _on_ack(self, message: msg.MissionAck) -> None:
         ack = typed.ack_from_message(message)
         with self._acked:
-            self._acks[ack.mission] = ack
+            self._acks[ack.mission, ack.reply] = ack
             while len(self._acks) > KEPT_ACKS:
                 del self._acks[next(iter(self._acks))]
             self._acked.notify_all()

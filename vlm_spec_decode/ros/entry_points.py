@@ -17,13 +17,16 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
 from types import FrameType
 from typing import NoReturn
 
 import rclpy
+from rclpy.action import ActionServer
 from rclpy.executors import ExternalShutdownException, MultiThreadedExecutor
 from rclpy.impl.implementation_singleton import rclpy_implementation
 from rclpy.node import Node
@@ -163,6 +166,8 @@ def _robot(node: Node) -> Go2Config:
 
 RCLError = rclpy_implementation.RCLError
 AGAIN_S = 0.05
+LAST_S = 0.1
+"""How long an ended node with an action server is spun, so that its goals get their results."""
 
 
 class _EndedEarly(BaseException):
@@ -277,6 +282,8 @@ def _serve(node: ManagedNode, ending: _Ending, threads: int) -> None:
         node.close()
         executor.wake()
         pool.shutdown()
+        if not spinning.exception() and any(isinstance(each, ActionServer) for each in node.waitables):
+            _send_last(executor)
         # No executor.shutdown(): it frees objects that a running callback uses at its end.
         if isinstance(executor, CallbackExecutor):
             executor.release()
@@ -293,6 +300,14 @@ def _spin(executor: MultiThreadedExecutor, node: ManagedNode, ended: threading.E
             node.get_logger().error(problem, throttle_duration_sec=WARN_EVERY_S)
             ended.wait(AGAIN_S)
         node.destroy_marked()
+
+
+def _send_last(executor: MultiThreadedExecutor) -> None:
+    """Let the results of the goals that the end has ended be sent: a task of the executor does that."""
+    until_s = time.monotonic() + LAST_S
+    with suppress(RCLError):
+        while (left_s := until_s - time.monotonic()) > 0:
+            executor.spin_once(timeout_sec=min(left_s, LAST_S / 4))
 
 
 def _raise_bug(spinning: Future[None]) -> None:

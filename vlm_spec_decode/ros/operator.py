@@ -16,19 +16,22 @@ from diagnostic_msgs.msg import DiagnosticArray
 from nav_msgs.msg import Odometry
 from rclpy.action import ActionClient
 from std_msgs.msg import String
-from std_srvs.srv import SetBool, Trigger
+from std_srvs.srv import Trigger
 
 from vlm_spec_decode.core.errors import RobotUnreachable, VsdError
 from vlm_spec_decode.mission.progress import MissionReport
 from vlm_spec_decode.mission.queue import MissionRequest
-from vlm_spec_decode.mission.state import PartialAnswer
+from vlm_spec_decode.mission.state import PartialAnswer, Shown
 from vlm_spec_decode.ros import typed
-from vlm_spec_decode.ros.middleware import COMMAND, LATCHED_QUEUE, OwnNode, first_to_find
+from vlm_spec_decode.ros.middleware import COMMAND, LATCHED_QUEUE, REQUEST, OwnNode, first_to_find
+from vlm_spec_decode_msgs import msg
 from vlm_spec_decode_msgs.action import ExecuteInstruction
+from vlm_spec_decode_msgs.srv import Approve
 
 TOPICS = ("vlm/answer/typed", "vlm/plan/status", "vlm/ack")
 LATCHED_TOPICS = ("vlm/status", "vlm/trace", "vlm/answer/partial")
 ACTION_NAME = "vlm/execute"
+GOAL_FIELDS = tuple(ExecuteInstruction.Goal.get_fields_and_field_types())
 SPIN_S = 0.05
 HEARTBEAT_S = 0.1
 NOTICE_S = 1.5
@@ -59,7 +62,8 @@ class Operator:
         self._goals: list[Any] = []
         self._withdrawals = node.create_publisher(String, "vlm/withdraw", COMMAND)
         self._beats = node.create_publisher(String, "vlm/heartbeat", COMMAND)
-        self._approval = node.create_client(SetBool, "vlm/approve")
+        self._requests = node.create_publisher(msg.Mission, "vlm/request", REQUEST)
+        self._approval = node.create_client(Approve, "vlm/approve_plan")
         self._cancel = node.create_client(Trigger, "vlm/cancel")
         self._ended = threading.Event()
         self._beating: threading.Thread | None = None
@@ -88,8 +92,19 @@ class Operator:
 
     def send_request(self, request: MissionRequest) -> None:
         """Send a request as a goal; it may be repeated until it is acknowledged, and is carried out once."""
-        fields = {name: getattr(request, name) for name in MissionRequest.__slots__}
+        fields = {name: getattr(request, name) for name in GOAL_FIELDS}
         self._action.send_goal_async(ExecuteInstruction.Goal(**fields)).add_done_callback(self._on_goal)
+
+    def send_reply(self, word: str, shown: Shown) -> bool:
+        """Send the operator's word on a question; the ack says `reply`. One that names it may be repeated.
+
+        Returns False, and sends nothing, while nobody listens. Raises InstructionError for what is no word.
+        """
+        request = MissionRequest(instruction=word, mission=shown.mission, reply=True, step=shown.step)
+        if not self._requests.get_subscription_count():
+            return False
+        self._requests.publish(typed.request_to_message(request))
+        return True
 
     def _on_goal(self, future: Any) -> None:
         goal = future.result()
@@ -128,9 +143,10 @@ class Operator:
         """Have the locomotion node drop its plan; return whether it has answered."""
         return self._call(self._cancel, Trigger.Request(), timeout_s) is not None
 
-    def send_approval(self, yes: bool, timeout_s: float) -> str:
-        """Approve or reject the plan that is shown; return the node's message if no plan waits for that."""
-        response = self._call(self._approval, SetBool.Request(data=yes), timeout_s)
+    def send_approval(self, yes: bool, shown: Shown, timeout_s: float) -> str:
+        """Approve or reject the plan that was shown; return the node's message if it cannot be."""
+        request = Approve.Request(mission=shown.mission, step=shown.step, plan=shown.text, yes=yes)
+        response = self._call(self._approval, request, timeout_s)
         if response is None:
             raise RobotUnreachable("vlm_node does not take the answer")
         return "" if response.success else str(response.message)

@@ -64,8 +64,8 @@ CHANNELS: Mapping[str, tuple[TopicDoc, ...]] = {
         FRAMES,
         *_topics(
             "in",
-            vlm__instruction="An instruction in plain words; supersedes the one under way.",
-            vlm__request="An instruction with a name, approval, dry run, queue, lease.",
+            vlm__instruction="Plain words: a reply while the robot asks, else a new instruction.",
+            vlm__request="An instruction with name, approval, dry run, queue, lease; or a reply.",
             vlm__heartbeat="Name of a mission whose asker lives; silence of its `lease_s` cancels it.",
             vlm__withdraw="Name of a mission to end, whether it waits or is under way.",
             vlm__plan__status="Where the robot stands with the plan.",
@@ -86,7 +86,10 @@ CHANNELS: Mapping[str, tuple[TopicDoc, ...]] = {
         TopicDoc("action", "vlm/execute", ACTION, "An instruction to its end, with feedback; cancel stops."),
         TopicDoc("serves", "vlm/approve", "std_srvs/srv/SetBool", "Yes or no to the plan that is shown."),
         TopicDoc(
-            "serves", "vlm/approve_plan", "vlm_spec_decode_msgs/srv/Approve", "Yes or no to a named plan."
+            "serves",
+            "vlm/approve_plan",
+            "vlm_spec_decode_msgs/srv/Approve",
+            "Yes or no to a named plan only.",
         ),
         DIAGNOSTICS,
     ),
@@ -176,10 +179,12 @@ CHANNELS: Mapping[str, tuple[TopicDoc, ...]] = {
             vlm__trace="For the page.",
             vlm__plan="For the page.",
             vlm__plan__status="For the page.",
-            vlm__ack="Whether an instruction of a page was taken.",
+            vlm__ack="Whether an instruction or a reply of a page was taken.",
         ),
         TopicDoc("in", "/diagnostics", "diagnostic_msgs/msg/DiagnosticArray", "For the page."),
-        *_topics("out", vlm__request="Instructions of pages.", vlm__withdraw="Missions that pages end."),
+        *_topics(
+            "out", vlm__request="Instructions and replies of pages.", vlm__withdraw="Missions that pages end."
+        ),
         TopicDoc("out", "cmd_vel_teleop", "geometry_msgs/msg/Twist", "Velocities of the page that drives."),
         TopicDoc("out", "e_stop/request", "std_msgs/msg/Bool", "Stops of pages; the service confirms them."),
     ),

@@ -225,7 +225,7 @@ class Recorder:
         elif topic.endswith(ACKNOWLEDGED):
             with suppress(ActionParseError):
                 ack = typed.ack_from_message(deserialize_message(data, typed.TOPICS["vlm/ack"]))
-                if not ack.mission or ack.state != "taken":
+                if not ack.mission or ack.state != "taken" or ack.reply:
                     return
                 asked_on = f"{topic.removesuffix(ACKNOWLEDGED)}/{ack.topic}"
                 self._acknowledged.setdefault(asked_on, set()).add(ack.mission)

@@ -93,6 +93,7 @@ def ack_to_message(ack: Ack) -> Any:
         detail=ack.detail,
         status=MISSION_STATES.number(ack.status) if ack.status else 0,
         listeners=ack.listeners,
+        reply=ack.reply,
     )
 
 
@@ -107,6 +108,7 @@ def ack_from_message(message: Any) -> Ack:
         detail=message.detail,
         status=MISSION_STATES.name(message.status) if message.status else "",
         listeners=int(message.listeners),
+        reply=bool(message.reply),
     )
 
 

@@ -15,7 +15,7 @@ from vlm_spec_decode.ros.console_robot import RosRobot
 from vlm_spec_decode.ros.nodes.camera import PARAMETERS as CAMERA_PARAMETERS
 from vlm_spec_decode.ros.nodes.locomotion import PARAMETERS as LOCOMOTION_PARAMETERS
 from vlm_spec_decode.ros.params import Parameters, parameters
-from vlm_spec_decode.serve.console.settings import ConsoleSettings, serving
+from vlm_spec_decode.serve.console.settings import ConsoleSettings, links_file, serving
 from vlm_spec_decode.serve.console.state import CameraView, RobotFacts
 
 SHARED = ("limits_file", "hfov_deg", "camera_pitch_rad")
@@ -75,8 +75,10 @@ class ConsoleNode:
             robot.begin()
         links = self._served.enter_context(serving(self.robots, self._settings))
         self.url = links.url
-        for line in links.lines:
-            self._node.get_logger().info(line)
+        # Not the links: this goes to /rosout and into log files, and each link has a token.
+        file = self._served.enter_context(links_file(links))
+        where = f"its links are in {file}, which only you may read" if file else "its tokens are in your file"
+        self._node.get_logger().info(f"the page: {links.url}/ ({where})")
 
     def close(self) -> None:
         """Stop what pages drive, and serve no more. Idempotent."""

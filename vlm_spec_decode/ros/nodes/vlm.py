@@ -30,7 +30,7 @@ from vlm_spec_decode.core.types import FUTURE_TOLERANCE_S
 from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.mission.connection import EngineSource
-from vlm_spec_decode.mission.events import Frame
+from vlm_spec_decode.mission.events import ANY, Frame
 from vlm_spec_decode.mission.queue import MissionRequest
 from vlm_spec_decode.mission.service import LEASE_CHECK_S, MissionService, MissionSettings
 from vlm_spec_decode.mission.state import (
@@ -39,7 +39,9 @@ from vlm_spec_decode.mission.state import (
     ReplanMode,
     RunnerConfig,
     SearchMode,
+    Shown,
     Start,
+    shown_by,
 )
 from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros.action_server import MissionActionServer
@@ -208,6 +210,7 @@ class VlmNode:
             check=self._service.check,
             submit=self._submit,
             withdraw=self._withdraw_later,
+            end_status=self._service.end_status,
             refuse=partial(self._service.refuse, REQUEST),
             now_s=self._stamps.ros_now_s,
         )
@@ -286,19 +289,21 @@ class VlmNode:
         return response
 
     def _on_plan_approval(self, request: Approve.Request, response: Approve.Response) -> Approve.Response:
-        named = (str(request.mission), int(request.step))
+        named = Shown(str(request.mission), int(request.step), str(request.plan))
         response.success, response.message = self._approve(bool(request.yes), named)
         return response
 
-    def _approve(self, yes: bool, named: tuple[str, int] = ("", 0)) -> tuple[bool, str]:
-        """Give a yes or no to the plan that is shown, if it is that of the `named` mission and step."""
+    def _approve(self, yes: bool, named: Shown = ANY) -> tuple[bool, str]:
+        """Give a yes or no to the plan that is shown, if it is the one that is `named`."""
         status = self._publishers.shown
         if (status.state, status.reason) != ("proposed", "approve"):
             return False, "no plan waits for a yes"
-        mission, step = named
-        if mission not in ("", status.mission) or step not in (0, status.step):
+        shown = shown_by(status)
+        if not named.is_of(shown):
             return False, f"another plan waits: step {status.step} of mission {status.mission}"
-        self._service.put_approval(yes)
+        # What was published last may be over by now: only a yes to just that counts.
+        if not self._service.put_approval(yes, shown):
+            return False, "no plan waits for a yes any more"
         return True, status.detail
 
     def _on_image(self, message: CompressedImage) -> None:

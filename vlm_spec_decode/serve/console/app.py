@@ -12,12 +12,13 @@ asked, limited and logged is decided in `commands`, what is shown in `state`.
 from __future__ import annotations
 
 import asyncio
+import base64
 import gzip
 import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from importlib.resources import files
@@ -36,7 +37,7 @@ from vlm_spec_decode.core.page import style
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.serve.access import AccessKeys, HttpLimits
 from vlm_spec_decode.serve.console.commands import CommandDesk, ConsoleRobot, Page
-from vlm_spec_decode.serve.console.state import Event
+from vlm_spec_decode.serve.console.state import Event, encode
 from vlm_spec_decode.serve.console.video import VideoFrame
 from vlm_spec_decode.serve.guard import STATUS, Guard, bearer
 
@@ -46,8 +47,11 @@ VIEW, COMMAND = "view", "command"
 """Rights of a token. Who may command may look, too."""
 
 SUBPROTOCOL = "vsd.console.1"
-TOKEN_PREFIX = "token."
-"""A page offers `SUBPROTOCOL` and `token.` with its token; the server takes the first."""
+TOKEN_PREFIX, ENCODED_PREFIX = "token.", "token64."
+"""A page offers `SUBPROTOCOL`, and `token64.` with its token in base64url, or `token.` with it as it is.
+
+The server takes the first. A token may hold `/` and `=`, which no subprotocol may.
+"""
 
 MAX_PAGES = 24
 MAX_MESSAGE_CHARS = 8_000
@@ -122,8 +126,20 @@ def token_of(scope: Scope) -> str:
     """Return the token that a request or a WebSocket presents, "" for none."""
     if scope["type"] != "websocket":
         return bearer(scope)
-    offered = [each for each in scope.get("subprotocols", ()) if each.startswith(TOKEN_PREFIX)]
-    return offered[0].removeprefix(TOKEN_PREFIX) if offered else ""
+    for offered in scope.get("subprotocols", ()):
+        if offered.startswith(ENCODED_PREFIX):
+            return _decoded(offered.removeprefix(ENCODED_PREFIX))
+        if offered.startswith(TOKEN_PREFIX):
+            return str(offered.removeprefix(TOKEN_PREFIX))
+    return ""
+
+
+def _decoded(text: str) -> str:
+    """Return what base64url without padding says, "" for what is none."""
+    try:
+        return base64.urlsafe_b64decode(text + "=" * (-len(text) % 4)).decode("utf-8")
+    except ValueError:  # no base64, or no UTF-8
+        return ""
 
 
 class Console:
@@ -232,7 +248,7 @@ class _EventSocket:
     def __init__(self, socket: WebSocket, desk: CommandDesk, page: Page) -> None:
         self._socket, self._desk, self._page = socket, desk, page
         self._loop = asyncio.get_running_loop()
-        self._waiting: list[Event] = []
+        self._waiting: list[Event | str] = []
         self._news = asyncio.Event()
         self._is_slow = False
 
@@ -261,7 +277,7 @@ class _EventSocket:
         with suppress(RuntimeError):  # the loop is closed: the server ends
             self._loop.call_soon_threadsafe(self._put, event)
 
-    def _put(self, event: Event) -> None:
+    def _put(self, event: Event | str) -> None:
         if len(self._waiting) >= MAX_WAITING_EVENTS:
             self._is_slow = True
         else:
@@ -280,8 +296,10 @@ class _EventSocket:
                 await self._send(_newest(events))
                 await asyncio.sleep(SEND_EVERY_S)
 
-    async def _send(self, events: list[Event]) -> None:
-        await self._socket.send_text(json.dumps(events, separators=(",", ":")))
+    async def _send(self, events: Iterable[Event | str]) -> None:
+        """Send events; a text is one that is encoded already."""
+        texts = (each if isinstance(each, str) else encode(each) for each in events)
+        await self._socket.send_text(f"[{','.join(texts)}]")
 
     def _on_message(self, text: str) -> None:
         """Carry out one message of the page; what is wrong with it goes back to this page alone."""
@@ -295,8 +313,10 @@ class _EventSocket:
                 self._reply_later(number, self._desk.command(self._page, message))
             elif kind == "replay":
                 self._desk.charge(self._page)
-                events = self._desk.robot.state.replay(str(message.get("mission")))
-                self._put({"type": "replay", "mission": message.get("mission"), "events": events})
+                mission = str(message.get("mission"))
+                events = self._desk.robot.state.replay(mission)
+                # Its events are encoded already: here that would keep every page, and its stop, waiting.
+                self._put(f'{{"type":"replay","mission":{json.dumps(mission)},"events":{events or "null"}}}')
             elif kind == "ping":
                 self._put({"type": "pong", "id": number})
             else:
@@ -368,14 +388,15 @@ async def _next_frame(desk: CommandDesk, number: int, reader: asyncio.Task[None]
     return coming.result() if coming.done() else None
 
 
-def _newest(events: list[Event]) -> list[Event]:
+def _newest(events: list[Event | str]) -> list[Event | str]:
     """Leave out what a later event of the same batch replaces."""
-    last = {event["type"]: index for index, event in enumerate(events)}
+    kinds = ["" if isinstance(event, str) else event["type"] for event in events]
+    last = {kind: index for index, kind in enumerate(kinds)}
     replaced = {"body", "tokens", "missions"}
     return [
         event
-        for index, event in enumerate(events)
-        if event["type"] not in replaced or last[event["type"]] == index
+        for index, (kind, event) in enumerate(zip(kinds, events, strict=True))
+        if kind not in replaced or last[kind] == index
     ]
 
 

@@ -19,6 +19,7 @@ from vlm_spec_decode.control.motion_profile import Velocity
 from vlm_spec_decode.core.errors import UsageError, VsdError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.edge.mission_loop import check_instruction
+from vlm_spec_decode.mission.state import Shown
 from vlm_spec_decode.serve.access import RateLimit
 from vlm_spec_decode.serve.console.state import ConsoleState
 from vlm_spec_decode.serve.console.video import VideoFeed
@@ -63,8 +64,12 @@ class ConsoleRobot(ABC):
         """End a mission, whether it waits or is under way; the robot stands then."""
 
     @abstractmethod
-    def approve(self, yes: bool) -> None:
-        """Approve or reject the plan that is shown."""
+    def approve(self, yes: bool, shown: Shown) -> None:
+        """Approve or reject the plan that a page has shown, and no other one."""
+
+    @abstractmethod
+    def reply(self, word: str, shown: Shown) -> None:
+        """Give the operator's word on the question that a page has shown; the mission goes on with it."""
 
     @abstractmethod
     def stop(self) -> str:
@@ -265,14 +270,18 @@ class CommandDesk:
             if not isinstance(mission, str):
                 raise UsageError("mission: a name is wanted")
             return lambda: robot.withdraw(mission)
-        simple = {
-            "approve": lambda: robot.approve(True),
-            "reject": lambda: robot.approve(False),
-            "release": robot.release,
-        }
-        if name not in simple:
+        if name in ("approve", "reject"):
+            plan = _shown(message)
+            return lambda: robot.approve(name == "approve", plan)
+        if name == "reply":
+            word = message.get("word")
+            if not isinstance(word, str):
+                raise UsageError("word: a text is wanted")
+            told, question = check_instruction(word), _shown(message)
+            return lambda: robot.reply(told, question)
+        if name != "release":
             raise UsageError(f"no such command: {name[:40]!r}")
-        return simple[name]
+        return robot.release
 
     def _run(self, page: Page, name: str, told: str, work: Callable[[], None]) -> str:
         try:
@@ -303,12 +312,26 @@ class CommandDesk:
             self.robot.state.on_driver("" if driver is None else driver.who)
 
 
+def _shown(message: Mapping[str, Any]) -> Shown:
+    """Return what a page replies to: the mission and step that it shows, and the plan's text.
+
+    Raises UsageError: a page must name it, since another one may wait by the time its command arrives.
+    """
+    mission, step, text = message.get("mission"), message.get("step"), message.get("plan", "")
+    if isinstance(mission, str) and type(step) is int and isinstance(text, str) and mission and step > 0:
+        return Shown(mission, step, text)
+    raise UsageError("mission and step: those of the plan or the question that the page shows are wanted")
+
+
 def _told(message: Mapping[str, Any]) -> str:
     """Return what a command is about, for the log."""
     if message.get("command") == "instruct":
         marks = [mark for mark in ("approve", "queue") if message.get(mark)]
         return " ".join([repr(str(message["instruction"]).strip()[:200]), *marks])
-    return str(message.get("mission", ""))[:80]
+    if message.get("command") == "reply":
+        return repr(str(message["word"]).strip()[:200])
+    about = (message.get("mission", ""), message.get("plan", ""))
+    return " ".join(str(each)[:80] for each in about if each)
 
 
 def _share(value: object) -> float:

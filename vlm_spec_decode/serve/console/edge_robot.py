@@ -25,7 +25,7 @@ from vlm_spec_decode.mission.feeds import FRAME_S, RobotFeeds
 from vlm_spec_decode.mission.queue import Ack, MissionRequest
 from vlm_spec_decode.mission.robot import Robot
 from vlm_spec_decode.mission.service import MissionService, MissionSettings, PlanHeartbeat
-from vlm_spec_decode.mission.state import END_STATES, Answer, MissionStatus, PartialAnswer
+from vlm_spec_decode.mission.state import END_STATES, Answer, MissionStatus, PartialAnswer, Shown
 from vlm_spec_decode.serve.console.app import VIDEO_HZ
 from vlm_spec_decode.serve.console.commands import ConsoleRobot
 from vlm_spec_decode.serve.console.state import Body, ConsoleState, RobotFacts
@@ -141,9 +141,15 @@ class EdgeRobot(ConsoleRobot):
         with self._lock:
             self._service.cancel(mission, "withdrawn by a person")
 
-    def approve(self, yes: bool) -> None:
-        """Answer the plan that is shown."""
-        self._service.put_approval(yes)
+    def approve(self, yes: bool, shown: Shown) -> None:
+        """Answer the plan that was shown. Raises UsageError if it does not wait for that."""
+        if not self._service.put_approval(yes, shown):
+            raise UsageError("that plan does not wait for a yes or a no any more")
+
+    def reply(self, word: str, shown: Shown) -> None:
+        """Give the operator's word to the mission that asks. Raises UsageError if none is wanted."""
+        if not self._service.put_word(word, shown):
+            raise UsageError("that question was answered already, or its mission has ended")
 
     def stop(self) -> str:
         """Engage the e-stop on this thread."""

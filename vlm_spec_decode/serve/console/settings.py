@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import socket
+import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -61,6 +63,28 @@ class ConsoleLinks:
         if self.command is None:
             return [f"the page: {self.url}/ (its tokens are in your file)"]
         return [f"to command: {self.command}", f"only to look: {self.view}"]
+
+
+@contextmanager
+def links_file(links: ConsoleLinks) -> Iterator[Path | None]:
+    """Write the links into a file that only this user may read, for the block; None if they hold no tokens.
+
+    For a process whose output others read: a node's goes to /rosout, to log files and to the launch's log.
+    """
+    if links.command is None:
+        yield None
+        return
+    folder = Path(os.environ.get("XDG_RUNTIME_DIR") or tempfile.gettempdir())
+    if not os.access(folder, os.W_OK | os.X_OK):
+        folder = Path(tempfile.gettempdir())
+    # mkstemp: nobody else may read it, nor has made it before.
+    made, name = tempfile.mkstemp(".links", "vsd-console-", folder)
+    try:
+        with os.fdopen(made, "w", encoding="utf-8") as file:
+            file.write("\n".join([*links.lines, ""]))
+        yield Path(name)
+    finally:
+        Path(name).unlink(missing_ok=True)
 
 
 def shown_host(address: BindAddress) -> str:

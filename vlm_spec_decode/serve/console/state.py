@@ -15,9 +15,10 @@ from dataclasses import asdict, dataclass, field
 from typing import Any, TypeAlias
 
 from vlm_spec_decode.actions.limits import SafetyLimits
-from vlm_spec_decode.actions.parser import parse_answer
+from vlm_spec_decode.actions.parser import choices_of, parse_answer
 from vlm_spec_decode.actions.plan import Plan, PlanStatus, Pose, waypoints
 from vlm_spec_decode.actions.types import Action, format_action
+from vlm_spec_decode.core import strict_json
 from vlm_spec_decode.core.errors import ActionParseError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.token_fates import KEPT_ANSWERS, Fate, TokenPiece
@@ -34,9 +35,16 @@ BODY_EVERY_S = 0.1
 """Least time between two events of the body."""
 
 RECORDED_BODY_S = 0.2
-MAX_MISSIONS, MAX_MISSION_EVENTS = 40, 4000
+MAX_MISSIONS = 40
+MAX_MISSION_BYTES, MAX_EVENT_BYTES = 2_000_000, 16_000_000
+"""What the recorded events of one mission, and of all, take at most as JSON; the oldest go first."""
+
 MAX_FRAME_BYTES = 24_000_000
 """What the frames of all kept missions take at most; the oldest missions' go first."""
+
+RECORDED_TOKENS_S = 0.1
+"""Of the states of an answer within this time only the last one is recorded: each holds the whole answer so
+far, so that the record would grow with the square of its length."""
 
 MAX_COMMANDS, MAX_FIGURES = 60, 60
 
@@ -115,9 +123,35 @@ class MissionRecord:
     state: str = ""
     reason: str = ""
     ended_s: float | None = None
-    events: deque[Event] = field(default_factory=lambda: deque(maxlen=MAX_MISSION_EVENTS))
     frames: dict[int, bytes] = field(default_factory=dict)
     body_s: float = -math.inf
+    event_bytes: int = 0
+    _events: deque[str] = field(default_factory=deque)
+    """As JSON, so that what they take is known, and a replay needs no encoding."""
+    _tokens_s: float | None = None
+    """When the last event came, if it was one of an answer's tokens."""
+
+    def record(self, event: Event) -> None:
+        """Add an event; the oldest ones make room for it."""
+        is_tokens, at_s = event["type"] == "tokens", float(event["t"])
+        if is_tokens and self._tokens_s is not None and at_s - self._tokens_s < RECORDED_TOKENS_S:
+            self.event_bytes -= len(self._events.pop())
+        else:
+            self._tokens_s = at_s if is_tokens else None
+        text = encode(event)
+        self._events.append(text)
+        self.event_bytes += len(text)
+        while self.event_bytes > MAX_MISSION_BYTES and len(self._events) > 1:
+            self.event_bytes -= len(self._events.popleft())
+
+    def drop_events(self) -> None:
+        """Keep no event any more."""
+        self._events.clear()
+        self.event_bytes = 0
+
+    def events_json(self) -> str:
+        """Return the events as a JSON list, oldest first."""
+        return f"[{','.join(self._events)}]"
 
     def summary(self) -> Event:
         """Return one row of the list of missions."""
@@ -130,6 +164,11 @@ class MissionRecord:
             "reason": self.reason,
             "answers": len(self.frames),
         }
+
+
+def encode(event: Event) -> str:
+    """Return an event as JSON; a number that is none is null."""
+    return strict_json.dumps(event, compact=True)
 
 
 class ConsoleState:
@@ -187,11 +226,11 @@ class ConsoleState:
             ]
             return lists + list(self._latest.values())
 
-    def replay(self, mission: str) -> list[Event] | None:
-        """Return the events of a mission of this session, oldest first; None for one that is not kept."""
+    def replay(self, mission: str) -> str | None:
+        """Return the events of a mission of this session as a JSON list, oldest first; None if not kept."""
         with self._lock:
             record = self._missions.get(mission)
-            return None if record is None else list(record.events)
+            return record.events_json() if record is not None and record.event_bytes else None
 
     def frame_of(self, mission: str, answer: int) -> bytes | None:
         """Return the picture that an answer was about, a JPEG; None if it is not kept."""
@@ -218,9 +257,11 @@ class ConsoleState:
             is_aside = status.reason == "queue"
             if not is_aside and status.state not in END_STATES:
                 self._current = status.mission
-            event = {"type": "mission", "words": mission_line(status), **fields}
+            event = {"type": "mission", "words": mission_line(status), "aside": is_aside, **fields}
             if status.state == "proposed":
                 event["path"] = self._proposed_path(status.detail)
+            if status.state == "waiting":
+                event["choices"] = list(choices_of(status.detail))
             self._publish(event, mission=status.mission, shown=not is_aside)
             if status.state in END_STATES:
                 record.ended_s = self.now_s
@@ -265,7 +306,7 @@ class ConsoleState:
                 record.frames[answer.number] = jpeg
                 self._limit_frames()
             self._live = ()
-            fields = {name: _finite(value) for name, value in asdict(answer).items()}
+            fields = asdict(answer)
             fields |= {"pieces": _pairs(answer.pieces), "has_frame": bool(jpeg)}
             self._publish({"type": "answer", **fields}, mission=answer.mission)
             figures = {
@@ -390,6 +431,16 @@ class ConsoleState:
             held -= sum(map(len, record.frames.values()))
             record.frames.clear()
 
+    def _limit_events(self, present: MissionRecord) -> None:
+        """Drop the oldest missions' events where all take too much; never those of the present one."""
+        held = sum(record.event_bytes for record in self._missions.values())
+        for record in self._missions.values():
+            if held <= MAX_EVENT_BYTES:
+                return
+            if record is not present:
+                held -= record.event_bytes
+                record.drop_events()
+
     def _summaries(self) -> list[Event]:
         return [record.summary() for record in reversed(self._missions.values())]
 
@@ -412,7 +463,8 @@ class ConsoleState:
                 self._latest[event["type"]] = event
             kept = self._missions.get(mission or self._current) if record else None
             if kept is not None:
-                kept.events.append(event)
+                kept.record(event)
+                self._limit_events(kept)
             self._send(event)
 
     def _send(self, event: Event) -> None:
@@ -437,11 +489,6 @@ def _text(pieces: Iterable[TokenPiece]) -> str:
 
 def _pairs(pieces: Iterable[TokenPiece]) -> list[list[str]]:
     return [[piece.text, piece.fate] for piece in pieces]
-
-
-def _finite(value: Any) -> Any:
-    """Return a value for JSON, which knows no NaN: None in its place."""
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _rounded(value: float | None, digits: int) -> float | None:

@@ -39,6 +39,12 @@ export class Camera {
     };
   }
 
+  /** Show no picture as if it were of now: the connection is lost, though the socket may not know it. */
+  lose() {
+    this.stop();
+    if (!this.isReplaying) this.say("Not connected: an old picture");
+  }
+
   stop() {
     clearTimeout(this.timer);
     const socket = this.socket;

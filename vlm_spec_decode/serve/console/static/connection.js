@@ -3,6 +3,12 @@
 const PROTOCOL = "vsd.console.1";
 const KEPT_AS = "vsd-token";
 const STOP_PATIENCE_MS = 250;
+const STOP_TRIES_MS = [1000, 2000, 3000]; // how long each request to stop may take
+const STOP_PAUSE_MS = 300;
+const FETCH_MS = 4000;
+const PING_EVERY_MS = 1000;
+const OPEN_MS = 4000;
+const PONG_WITHIN_MS = 2000; // silence after a ping that loses the connection: a dead link closes nothing
 
 /** Take the token from the link, keep it for this tab, and remove it from the address bar. */
 export function takeToken() {
@@ -11,8 +17,10 @@ export function takeToken() {
     sessionStorage.setItem(KEPT_AS, given);
     history.replaceState(null, "", location.pathname + location.search);
   }
-  return sessionStorage.getItem(KEPT_AS) || "";
+  return keptToken();
 }
+
+export const keptToken = () => sessionStorage.getItem(KEPT_AS) || "";
 
 export function keepToken(token) {
   sessionStorage.setItem(KEPT_AS, token);
@@ -21,12 +29,42 @@ export function keepToken(token) {
 /** What there is, and what the token allows: `{robots, may}`, or `{refused}`, or `{away}`. */
 export async function ask(token) {
   try {
-    const response = await fetch("/api/robots", { headers: { Authorization: `Bearer ${token}` } });
+    const response = await request("/api/robots", token, FETCH_MS);
     if (response.status === 401) return { refused: true };
     return response.ok ? await response.json() : { away: true };
   } catch {
     return { away: true };
   }
+}
+
+function request(path, token, withinMs, options = {}) {
+  const signal = AbortSignal.timeout(withinMs);
+  return fetch(path, { ...options, signal, headers: { Authorization: `Bearer ${token}` }, cache: "no-store" });
+}
+
+/** Stop a robot, or all where none is named, by a request of its own; tried again while no reply comes. */
+export async function stopByRequest(token, robot = "") {
+  const path = robot ? `/api/stop?robot=${encodeURIComponent(robot)}` : "/api/stop";
+  let fault = null;
+  for (const withinMs of STOP_TRIES_MS) {
+    if (fault) await new Promise((resolve) => setTimeout(resolve, STOP_PAUSE_MS));
+    let found;
+    try {
+      found = await (await request(path, token, withinMs, { method: "POST" })).json();
+    } catch (error) {
+      fault = error.name === "TimeoutError" ? new Error("no reply from the robot's computer") : error;
+      continue;
+    }
+    if (!found.stopped) throw new Error(found.detail ? found.detail.join("; ") : found.error);
+    return found.detail.join("; ");
+  }
+  throw fault;
+}
+
+/** A token as a subprotocol may be: without the slash and the equals sign of base64, which no browser takes. */
+function asSubprotocol(token) {
+  const bytes = Array.from(new TextEncoder().encode(token), (byte) => String.fromCharCode(byte)).join("");
+  return `token64.${btoa(bytes).replaceAll("+", "-").replaceAll("/", "_").replaceAll("=", "")}`;
 }
 
 export class Connection {
@@ -37,6 +75,10 @@ export class Connection {
     this.number = 0;
     this.isClosed = false;
     this.delay = 300;
+    this.pinger = setInterval(() => this.ping(), PING_EVERY_MS);
+    this.hurry = () => { this.ping(); };
+    addEventListener("online", this.hurry);
+    addEventListener("offline", this.hurry);
     this.open();
   }
 
@@ -44,26 +86,48 @@ export class Connection {
     return this.socket && this.socket.readyState === WebSocket.OPEN;
   }
 
+  /** Ask whether the other side is still there; a socket that is open says nothing about that. */
+  ping() {
+    if (this.askedAt && performance.now() - this.askedAt > PONG_WITHIN_MS) this.lose();
+    else if (!this.askedAt && this.send({ type: "ping" })) this.askedAt = performance.now();
+  }
+
+  /** Give the socket up now: closing a dead one waits for the other side for a minute. */
+  lose() {
+    const socket = this.socket;
+    socket.onmessage = socket.onclose = null;
+    socket.close();
+    this.onLost();
+  }
+
+  onLost() {
+    for (const { reject } of this.waiting.values()) reject(new Error("the connection is lost"));
+    this.waiting.clear();
+    this.askedAt = 0;
+    if (this.isClosed) return;
+    this.onState(false);
+    clearTimeout(this.reopening);
+    this.reopening = setTimeout(() => this.isClosed || this.open(), this.delay);
+    this.delay = Math.min(3000, this.delay * 2);
+  }
+
   url(kind) {
     return `${location.protocol === "https:" ? "wss" : "ws"}://${location.host}/api/${kind}/${encodeURIComponent(this.robot)}`;
   }
 
   openSocket(kind) {
-    return new WebSocket(this.url(kind), [PROTOCOL, `token.${this.token}`]);
+    return new WebSocket(this.url(kind), [PROTOCOL, asSubprotocol(this.token)]);
   }
 
   open() {
     const socket = (this.socket = this.openSocket("events"));
+    this.askedAt = performance.now() + OPEN_MS; // so much longer than a pong it may take to open
     socket.onopen = () => { this.delay = 300; };
-    socket.onmessage = (message) => this.take(JSON.parse(message.data));
-    socket.onclose = () => {
-      for (const { reject } of this.waiting.values()) reject(new Error("the connection is lost"));
-      this.waiting.clear();
-      if (this.isClosed) return;
-      this.onState(false);
-      setTimeout(() => this.isClosed || this.open(), this.delay);
-      this.delay = Math.min(3000, this.delay * 2);
+    socket.onmessage = (message) => {
+      this.askedAt = 0;
+      this.take(JSON.parse(message.data));
     };
+    socket.onclose = () => this.onLost();
   }
 
   take(events) {
@@ -103,26 +167,29 @@ export class Connection {
     try {
       return await Promise.race([bySocket, patience]);
     } catch {
-      bySocket.catch(() => {});
-      const response = await fetch(`/api/stop?robot=${encodeURIComponent(this.robot)}`, {
-        method: "POST",
-        headers: { Authorization: `Bearer ${this.token}` },
-      });
-      const found = await response.json();
-      if (!found.stopped) throw new Error(found.detail ? found.detail.join("; ") : found.error);
-      return found.detail.join("; ");
+      // Whichever answers first: the request, or the socket after all.
+      const byRequest = stopByRequest(this.token, this.robot);
+      return Promise.any([bySocket, byRequest]).catch(() => byRequest);
     }
   }
 
   /** The picture that an answer was about, as a blob; null if it is not kept. */
   async frame(mission, answer) {
     const path = `/api/frame/${encodeURIComponent(this.robot)}/${encodeURIComponent(mission)}/${answer}`;
-    const response = await fetch(path, { headers: { Authorization: `Bearer ${this.token}` } });
-    return response.ok ? response.blob() : null;
+    try {
+      const response = await request(path, this.token, FETCH_MS);
+      return response.ok ? await response.blob() : null;
+    } catch {
+      return null; // lost, or too slow
+    }
   }
 
   close() {
     this.isClosed = true;
+    clearInterval(this.pinger);
+    clearTimeout(this.reopening);
+    removeEventListener("online", this.hurry);
+    removeEventListener("offline", this.hurry);
     this.socket.close();
   }
 }

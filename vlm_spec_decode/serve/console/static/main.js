@@ -1,15 +1,17 @@
 // The console: connects, passes events to the panels, and commands.
 
 import { Camera } from "./camera.js";
-import { Connection, ask, keepToken, takeToken } from "./connection.js";
+import { Connection, ask, keepToken, keptToken, stopByRequest, takeToken } from "./connection.js";
 import { announce, byId, fill, make } from "./dom.js";
 import { DrivePad, isTextField } from "./drive.js";
 import { FloorMap } from "./map.js";
 import * as panels from "./panels.js";
 import { Replay } from "./replay.js";
+import { keepStopInSight } from "./stop_bar.js";
 
 const ENDED = new Set(["done", "step_limit", "refused", "cancelled", "failed"]);
 const HISTORY = "vsd-instructions";
+const READ_MS = 400; // a click so soon after the plan has changed was meant for the one before
 const REPLAYED = new Set(["mission", "tokens", "answer", "plan", "executor", "body"]);
 
 const camera = new Camera();
@@ -24,8 +26,12 @@ let connection = null;
 let may = new Set();
 let mission = "";
 let isStopped = false;
+let proposed = null; // the event of the plan that waits for a yes, and of the question that waits for a word
+let asked = null;
 let shownPlan = null;
 let shownExecutor = null;
+let changedAt = -Infinity;
+const warnings = { link: "", fault: "", stop: "" };
 let history = JSON.parse(sessionStorage.getItem(HISTORY) || "[]");
 let historyAt = history.length;
 
@@ -49,6 +55,7 @@ function onEvents(events) {
 }
 
 function onShown(event) {
+  if (event.aside) return; // of a mission that only waits: the list of missions shows it
   live.set(event.type, event);
   if (event.type === "mission") onLiveMission(event);
   if (event.type === "source") onLiveSource(event);
@@ -141,7 +148,8 @@ function onWelcome(event) {
   live.clear();
   // Nothing of another robot, or of a console that was here before, until the events that follow say so.
   mission = "";
-  byId("decision").hidden = true;
+  asked = proposed = null;
+  byId("decision").hidden = byId("asked").hidden = true;
   onLiveSource({ source: "unknown" });
   if (!replay.isOn) clearPanels();
   map.facts = camera.facts = event.facts;
@@ -161,10 +169,41 @@ function enable() {
 function onLiveMission(event) {
   mission = ENDED.has(event.state) ? "" : event.mission;
   byId("withdraw").disabled = !(mission && may.has("command"));
-  const asks = event.state === "proposed" && event.reason === "approve";
-  if (asks && byId("decision").hidden) announce(`A plan waits for your decision: ${event.detail}`);
-  byId("decision").hidden = !asks || replay.isOn;
+  const waits = event.state === "proposed" && event.reason === "approve";
+  if (waits && byId("decision").hidden) announce(`A plan waits for your decision: ${event.detail}`);
+  if (waits && proposed && proposed.detail !== event.detail) changedAt = performance.now();
+  proposed = waits ? event : null;
+  byId("decision").hidden = !waits || replay.isOn;
+  onQuestion(event.state === "waiting" ? event : null);
   if (ENDED.has(event.state)) announce(`Mission ended: ${event.words}`);
+}
+
+/** Show what the robot asks, with a button for each choice that it offers; null: nothing. */
+function onQuestion(event) {
+  const isNew = event && !(asked && asked.mission === event.mission && asked.step === event.step);
+  asked = event;
+  byId("asked").hidden = !event;
+  if (!isNew) return;
+  byId("question").textContent = `The robot asks: ${event.detail}`;
+  byId("reply").value = byId("reply-note").textContent = "";
+  fill(byId("choices"), event.choices.map((text) => {
+    const button = make("button", { text, type: "button", "data-needs": "command" });
+    button.onclick = () => reply(text);
+    return button;
+  }));
+  enable();
+  announce(`The robot asks: ${event.detail}`);
+}
+
+async function reply(word) {
+  if (!asked || !word.trim()) return;
+  const { mission: name, step } = asked;
+  try {
+    await connection.command("reply", { mission: name, step, word });
+    note(`Replied: ${word}`);
+  } catch (error) {
+    byId("reply-note").textContent = error.message;
+  }
 }
 
 function onLiveSource(event) {
@@ -175,12 +214,16 @@ function onLiveSource(event) {
   byId("stop").classList.toggle("engaged", isStopped);
   byId("stop").textContent = isStopped ? "STOPPED" : "STOP";
   byId("release").hidden = !isStopped;
-  if (isStopped !== was) banner(isStopped ? "The emergency stop is engaged: nothing moves the robot." : "");
+  if (isStopped) warn("fault", "");
+  if (isStopped !== was) warn("stop", isStopped ? "The emergency stop is engaged: nothing moves the robot." : "");
 }
 
-function banner(text) {
-  byId("banner").textContent = text;
-  byId("banner").hidden = !text;
+/** Show a warning of a kind above everything else, "" for none any more. One does not hide another. */
+function warn(kind, text) {
+  warnings[kind] = text;
+  const shown = Object.values(warnings).filter(Boolean).join(" ");
+  if (byId("banner").textContent !== shown) byId("banner").textContent = shown;
+  byId("banner").hidden = !shown;
 }
 
 function note(text, isBad = false) {
@@ -191,11 +234,14 @@ function note(text, isBad = false) {
 
 function onState(isOpen) {
   panels.chip("page", isOpen ? "connected" : "not connected", isOpen ? "good" : "bad");
+  document.documentElement.classList.toggle("offline", !isOpen);
   if (isOpen) {
-    banner(isStopped ? "The emergency stop is engaged: nothing moves the robot." : "");
+    if (!camera.socket) camera.follow(connection);
+    warn("link", "");
   } else {
     pad.end();
-    banner("Not connected to the robot's computer. What you see is old. STOP is tried all the same.");
+    camera.lose();
+    warn("link", "Offline: not connected to the robot's computer. What you see is old. STOP is tried all the same.");
   }
   enable();
 }
@@ -215,13 +261,16 @@ async function command(name, fields, done = "") {
 
 async function stop() {
   pad.end();
-  if (!connection) return;
   // It looks engaged only when the robot's side says so.
   if (!isStopped) byId("stop").textContent = "STOPPING…";
   try {
-    announce(`Stopped: ${await connection.stop()}`);
+    // Before there is a connection it is not known which robot is meant: all of them stop.
+    const found = await (connection ? connection.stop() : stopByRequest(keptToken()));
+    announce(`Stopped: ${found}`);
+    warn("fault", "");
+    if (!connection || !connection.isOpen) note(`Stopped: ${found}`);
   } catch (error) {
-    banner(`The stop may not have reached the robot: ${error.message}`);
+    warn("fault", `The stop may not have reached the robot: ${error.message}.`);
   }
   byId("stop").textContent = isStopped ? "STOPPED" : "STOP";
 }
@@ -236,10 +285,24 @@ byId("approve").onclick = () => decide("approve");
 byId("reject").onclick = () => decide("reject");
 byId("withdraw").onclick = () => command("withdraw", { mission }, "The mission ends");
 
-function decide(name) {
+/** Approve or reject the plan that is shown: it is named, since another one may wait by then. */
+async function decide(name) {
+  if (!proposed) return;
+  if (performance.now() - changedAt < READ_MS) {
+    note("The plan has just changed: look at it first", true);
+    return;
+  }
+  const plan = proposed;
   byId("decision").hidden = true;
-  command(name, {}, name === "approve" ? "Approved" : "Rejected");
+  const fields = { mission: plan.mission, step: plan.step, plan: plan.detail };
+  const isDone = await command(name, fields, name === "approve" ? "Approved" : "Rejected");
+  if (!isDone && proposed === plan) byId("decision").hidden = replay.isOn;
 }
+
+byId("reply-form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  reply(byId("reply").value);
+});
 
 byId("instruct").addEventListener("submit", async (event) => {
   event.preventDefault();
@@ -320,6 +383,7 @@ byId("token-form").addEventListener("submit", (event) => {
   event.preventDefault();
   begin(byId("token").value.trim());
 });
+keepStopInSight();
 showHistory();
 enable();
 begin(takeToken());
