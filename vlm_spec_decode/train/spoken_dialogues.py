@@ -34,12 +34,12 @@ SHARES: Mapping[str, float] = {
     **{"follow": 0.04, "pass": 0.045, "goto_nearest": 0.03, "goto_farthest": 0.015, "goto_leftmost": 0.02},
     **{"goto_rightmost": 0.02, "goto_beside": 0.012, "goto_hidden": 0.008, "goto_left_of": 0.008},
     **{"goto_right_of": 0.008, "is_there": 0.02, "how_far": 0.015, "what_colour": 0.01, "nearer": 0.01},
-    **{"how_many": 0.01, "see": 0.008, "forward": 0.05, "back": 0.025, "strafe": 0.02, "turn": 0.04},
+    **{"how_many": 0.01, "see": 0.008, "forward": 0.085, "back": 0.05, "strafe": 0.035, "turn": 0.08},
     **{"forward_some": 0.006, "back_some": 0.005, "strafe_some": 0.005, "turn_side": 0.012},
-    **{"turn_bit": 0.008, "turn_around": 0.008, "full_turn": 0.004, "sit": 0.008, "stand_down": 0.008},
-    **{"stand_up": 0.007, "rise": 0.004, "hello": 0.007, "stretch": 0.006, "wait": 0.01, "stop": 0.012},
-    **{"two": 0.03, "three": 0.012, "negated": 0.03, "unsafe": 0.022, "impossible": 0.022},
-    **{"meaningless": 0.028, "other_language": 0.01},
+    **{"turn_bit": 0.008, "turn_around": 0.012, "full_turn": 0.008, "sit": 0.012, "stand_down": 0.008},
+    **{"stand_up": 0.007, "rise": 0.004, "hello": 0.012, "stretch": 0.006, "wait": 0.02, "stop": 0.012},
+    **{"two": 0.035, "three": 0.012, "negated": 0.03, "unsafe": 0.03, "impossible": 0.03},
+    **{"meaningless": 0.028, "other_language": 0.02},
     **{"reply_colour": 0.008, "reply_nearest": 0.004, "reply_left": 0.004, "reply_right": 0.004},
     **{"reply_none": 0.002},
     **{f"{tongue}_goto": 0.012 for tongue in ("zh", "es", "de")},
@@ -372,7 +372,8 @@ def motion(rng: np.random.Generator, phrasing: Phrasing) -> Saying:
         verb = "too_long" if quantity == "duration" else "too_far"
         return Saying(Goal(text, verb), phrasing, (amount,))  # type: ignore[arg-type]
     action = " ".join(f"{call} ( {number} )" for number in amount.numbers(sign))
-    return Saying(Goal(text, "act", action=action), phrasing, (amount,))
+    written = amount.written if amount.text else ""
+    return Saying(Goal(text, "act", action=action, written=written), phrasing, (amount,))
 
 
 _CALLS: Mapping[str, tuple[str, Quantity, Fraction | None]] = {

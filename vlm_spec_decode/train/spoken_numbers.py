@@ -7,6 +7,7 @@ actions in a row, up to `MOST`, and beyond that it is declined in words.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
@@ -46,6 +47,19 @@ STEP_M = Fraction(3, 10)
 RADIAN_DEG = Fraction(180) / Fraction("3.14159265358979")
 
 
+_UNITS = (
+    ("inches", re.compile(r"^[^f']*(?:inch|\")"), INCH),
+    ("feet", re.compile(r"feet|foot|\bft|\dft|'"), FOOT),
+    ("yards", re.compile(r"yard|yd"), YARD),
+    ("cm", re.compile(r"cm|cent[ií]m|zentimeter|厘米"), METRES["cm"]),
+    ("mm", re.compile(r"mm|millim"), METRES["mm"]),
+    ("radians", re.compile(r"(?<!/)\d ?rad|(?:one|half a) radian"), RADIAN_DEG),
+)
+"""(unit, how a text shows it, its value): units other than those of the action language."""
+
+_BASE: dict[Quantity, str] = {"distance": "m", "angle": "degrees", "duration": "s"}
+
+
 @dataclass(frozen=True, slots=True)
 class Amount:
     """An amount as text, and its exact value in metres, degrees or seconds."""
@@ -64,6 +78,25 @@ class Amount:
     def is_too_much(self) -> bool:
         """Whether it is more than one instruction may ask for."""
         return self.on_grid > MOST[self.quantity]
+
+    @property
+    def written(self) -> str:
+        """The amount in digits and its own unit, such as "7.5 feet"; "" where an action says the same.
+
+        What has to be converted, rounded or split is written down first: a small model calculates with
+        numbers that it has written far better than with those that it was told in words.
+        """
+        text = self.text.lower()
+        unit, size = next(((name, size) for name, shown, size in _UNITS if shown.search(text)), ("", None))
+        inches = (self.value % FOOT) / INCH
+        if unit == "feet" and inches not in (0, 6):
+            return f"{self.value // FOOT} feet {inches} inches"
+        is_action = self.value == self.on_grid <= AT_ONCE[self.quantity]
+        if is_action and unit in ("", "cm", "mm"):
+            return ""
+        if size is not None:
+            return f"{format_number(float(self.value / size))} {unit}"
+        return f"{format_number(float(self.value))} {_BASE[self.quantity]}"
 
     def numbers(self, sign: int = 1) -> tuple[str, ...]:
         """Return the numbers of the actions that come to it, as the action language writes them.
