@@ -172,6 +172,8 @@ def test_what_a_sourced_workspace_describes_is_its_own(
 ) -> None:
     described(tmp_path, "0.1.0")
     monkeypatch.syspath_prepend(tmp_path)
+    # A test before may have imported the messages; the command has not.
+    monkeypatch.delitem(sys.modules, NAME, raising=False)
     assert builder.source_of(NAME) == str(tmp_path / NAME)
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlm_spec_decode.decoding.suffix_automaton import Match, SuffixAutomaton
+from vlm_spec_decode.decoding.free_drafts import Match, SuffixAutomaton
 
 TEXTS = st.lists(st.integers(0, 3), max_size=40)
 

@@ -13,6 +13,7 @@ from vlm_spec_decode.core.errors import ProtocolError
 from vlm_spec_decode.core.types import (
     AnswerRequest,
     Chat,
+    ChatTurn,
     Commit,
     Correction,
     DraftMessage,
@@ -23,7 +24,6 @@ from vlm_spec_decode.core.types import (
     Observation,
     SamplingParams,
     SparseTarget,
-    Turn,
 )
 from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.protocol import messages as m
@@ -107,10 +107,10 @@ def test_golden_bytes_of_version_2(name: str) -> None:
 
 CHAT = Chat(
     (
-        Turn("system", "be short"),
-        Turn("user", "what is it", sees=True),
-        Turn("assistant", "a box"),
-        Turn("user", "red?"),
+        ChatTurn("system", "be short"),
+        ChatTurn("user", "what is it", sees=True),
+        ChatTurn("assistant", "a box"),
+        ChatTurn("user", "red?"),
     ),
     "regex",
     "yes|no",

@@ -238,7 +238,10 @@ def _run_worker(work: Callable[[WorkerGroup], object], rank: int, size: int, mee
 
 
 def _run_in_group(work: Callable[[WorkerGroup], T], workers: WorkerGroup, meeting: Path) -> T:
-    dist.init_process_group("gloo", init_method=meeting.as_uri(), rank=workers.rank, world_size=workers.size)
+    with _named():
+        dist.init_process_group(
+            "gloo", init_method=meeting.as_uri(), rank=workers.rank, world_size=workers.size
+        )
     try:
         return work(workers)
     finally:

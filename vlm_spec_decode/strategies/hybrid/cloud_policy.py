@@ -26,8 +26,7 @@ from vlm_spec_decode.decoding.policy import (
 )
 from vlm_spec_decode.decoding.tree import WEIGHT_STEP, SpeculationTree
 from vlm_spec_decode.strategies.estimators import RunningMean
-from vlm_spec_decode.strategies.hybrid.recall import LEAST, Recall
-from vlm_spec_decode.strategies.hybrid.self_draft import SelfDraft
+from vlm_spec_decode.strategies.hybrid.self_draft import LEAST_RECALLED, Recall, SelfDraft
 
 WEIGHT = {"latency": 1.0, "balanced": 0.4, "cost": 0.1}
 """What a second of waiting counts against a second of the target."""
@@ -215,8 +214,11 @@ class Cloud(CloudPolicy):
         chosen = self._choose(tree)
         # The expected number of drafted tokens that a pass over them accepts: the sum of P(path) over nodes.
         gain = sum(self.own.weights[n] for n in chosen)
-        floor = max(LEAST, self.own.node_floor(gain, self._answers))
-        pace.in_hand = gain = gain + self.recall.look(tree, self.own.weights, floor)
+        floor = max(LEAST_RECALLED, self.own.node_floor(gain, self._answers))
+        recalled = self.recall.look(tree, self.own.weights, floor)
+        if not chosen and not pace.is_row_worth_it(recalled):
+            recalled = self.recall.forget()
+        pace.in_hand = gain = gain + recalled
         # Exits decide what an edge has in hand: one that does not know where a pass ends has nothing then.
         # For another edge they are messages in front of the commit, each of which may be lost first.
         is_heard = not (self.own.has_helper and step_s) or pace.is_carried or pace.is_edge_better

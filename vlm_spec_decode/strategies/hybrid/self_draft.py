@@ -3,6 +3,10 @@
 All is weighed in seconds per committed token, c (`TokenCost`). The copy expands the likeliest open rows of a
 pass in batched steps, as the edge does with its tree, while the tokens that a step adds, times c, exceed its
 time (`SelfDraft`). Where no number of steps beats a plain step of the target, nobody drafts here.
+
+What earlier answers say (`Recall`) costs no step. The edge's draft has seen the frame, earlier answers have
+not. So a token that is recalled has what the drafted ones leave of the probability, and what is recalled of
+a drafted token goes on below it.
 """
 
 from __future__ import annotations
@@ -12,6 +16,7 @@ from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.types import AnswerRequest, SamplingParams, Support, Tokens
 from vlm_spec_decode.decoding.choices import as_choices
+from vlm_spec_decode.decoding.free_drafts import FreeDraft, FreeDrafts
 from vlm_spec_decode.decoding.policy import (
     MAX_STEPS,
     ColocatedDraft,
@@ -22,6 +27,7 @@ from vlm_spec_decode.decoding.policy import (
     PassPlan,
     drafted_token_s,
 )
+from vlm_spec_decode.decoding.tree import SpeculationTree
 from vlm_spec_decode.strategies.base import tree_of
 from vlm_spec_decode.strategies.estimators import Calibration, RunningMean, RunningRatio, StepCost
 from vlm_spec_decode.strategies.rejection import ProposalLog
@@ -125,6 +131,11 @@ class TokenCost:
         """
         known_s = min(self.alone_s(), (self._usual_pass_s() + drafted_s) / (1 + gain))
         return min(known_s, self.token_s.value or known_s)
+
+    def is_row_worth_it(self, gain: float) -> bool:
+        """Tell whether a pass over drafted tokens, `gain` of them right, beats a plain step of the target."""
+        plain_s, pass_s = self.plain_s.value, self.pass_s.value
+        return not (plain_s and pass_s) or (1 + gain) / pass_s > 1 / plain_s
 
     def is_drafting_worth_it(self) -> bool:
         """Tell whether any number of the copy's steps beats the target's own steps."""
@@ -322,3 +333,59 @@ class SelfDraft:
                 break
             row = following
         self.drafted_s, self._guesses = 0.0, {}
+
+
+MOST_RECALLED, LEAST_RECALLED = 16, 0.05
+"""Nodes of free drafts in a pass, and how likely each must be to be reached."""
+
+NEW = -1
+"""In place of the edge's number of a node that the edge has not drafted."""
+
+
+@dataclass(slots=True)
+class Recall:
+    """One answer's free drafts. `memory` has the answers before it; None: there are none to recall."""
+
+    memory: FreeDrafts | None = None
+    instruction: str = ""
+    draft: FreeDraft = field(default_factory=FreeDraft)
+
+    def look(self, tree: SpeculationTree, weights: dict[int, float], floor: float) -> float:
+        """Recall what may follow the committed tokens; return how many tokens more a pass then accepts.
+
+        `weights` are the probabilities of the edge's nodes that the pass holds, by number, 1 at 0. New nodes
+        that are reached less often than `floor` are left out, with what is below them.
+        """
+        self.draft = FreeDraft()
+        if self.memory is None:
+            return 0.0
+        found = self.memory.recall(
+            self.instruction, tuple(tree.committed), most=MOST_RECALLED, floor=LEAST_RECALLED
+        )
+        places, reached, kept, gain = [0], [1.0], list[int](), 0.0
+        for node, (token, parent, chance) in enumerate(found.rows(), 1):
+            drafted = self._drafted(tree, places[parent], weights)
+            place = drafted.get(token, NEW)
+            if place == NEW:
+                # P(x) = P(recalled x) (1 - sum of P(drafted)): the edge's nodes after the same token.
+                taken = sum(weights[number] for number in drafted.values()) / max(reached[parent], 1e-9)
+                reached.append(reached[parent] * chance * max(0.0, 1 - taken))
+            else:
+                reached.append(weights[place])
+            places.append(place)
+            if (parent == 0 or parent in kept) and (place != NEW or reached[node] >= floor):
+                kept.append(node)
+                gain += reached[node] * (place == NEW)
+        self.draft = found.only(kept, reached)
+        return gain
+
+    def forget(self) -> float:
+        """Leave out what was recalled; return 0, the tokens that it adds."""
+        self.draft = FreeDraft()
+        return 0.0
+
+    @staticmethod
+    def _drafted(tree: SpeculationTree, place: int, weights: dict[int, float]) -> dict[int, int]:
+        """Return the numbers of the edge's nodes after a place that the pass holds, by token."""
+        below = tree.below(place) if place != NEW else ()
+        return {tree.nodes[number].token: number for number in below if number in weights}
