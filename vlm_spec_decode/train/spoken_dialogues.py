@@ -167,7 +167,11 @@ def drawer(tokenizer: PreTrainedTokenizerFast, style: AnswerStyle) -> Draw:
 
     The word-level one knows the words of `instructions` alone, and one style.
     """
-    if not is_subword(tokenizer):
+    return _drawer(is_subword(tokenizer), style)
+
+
+def _drawer(knows_phrasings: bool, style: AnswerStyle) -> Draw:
+    if not knows_phrasings:
         return teacher.draw_dialogue
     return partial(draw_dialogue, sayings=Sayings(), style=style)
 
@@ -198,9 +202,7 @@ def style_of(target: str | Path) -> AnswerStyle:
 
 def drawer_of(target: str | Path) -> Draw:
     """Return what draws dialogues such as a model was taught. Raises ModelNotFound."""
-    if not knows_phrasings(target):
-        return teacher.draw_dialogue
-    return partial(draw_dialogue, sayings=Sayings(), style=style_of(target))
+    return _drawer(knows_phrasings(target), style_of(target))
 
 
 def dialogue_of(

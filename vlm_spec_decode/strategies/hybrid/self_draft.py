@@ -349,6 +349,8 @@ class Recall:
     memory: FreeDrafts | None = None
     instruction: str = ""
     draft: FreeDraft = field(default_factory=FreeDraft)
+    _found: tuple[int, FreeDraft] = (-1, FreeDraft())
+    """How many tokens were committed when it was last looked up, and what was found."""
 
     def look(self, tree: SpeculationTree, weights: dict[int, float], floor: float) -> float:
         """Recall what may follow the committed tokens; return how many tokens more a pass then accepts.
@@ -359,9 +361,12 @@ class Recall:
         self.draft = FreeDraft()
         if self.memory is None:
             return 0.0
-        found = self.memory.recall(
-            self.instruction, tuple(tree.committed), most=MOST_RECALLED, floor=LEAST_RECALLED
-        )
+        # A pass is planned anew with every message; what was said, and so what is found, stays meanwhile.
+        said = tuple(tree.committed)
+        if self._found[0] != len(said):
+            found = self.memory.recall(self.instruction, said, most=MOST_RECALLED, floor=LEAST_RECALLED)
+            self._found = (len(said), found)
+        found = self._found[1]
         places, reached, kept, gain = [0], [1.0], list[int](), 0.0
         for node, (token, parent, chance) in enumerate(found.rows(), 1):
             drafted = self._drafted(tree, places[parent], weights)
