@@ -7,6 +7,7 @@ import time
 import pytest
 import rclpy
 from PIL import Image as PilImage
+from rclpy.action import ActionServer
 from rclpy.qos import qos_profile_sensor_data
 
 from test.mission.scripted import plain_jpeg
@@ -68,6 +69,10 @@ class Graph:
         self.thread.join(5)
         self.executor.release()
         for node in self.nodes:
+            # rclpy frees an action server with the last reference to it, and until then it goes on latching
+            # its last status on this domain, for the tests that follow.
+            for server in [each for each in node.waitables if isinstance(each, ActionServer)]:
+                server.destroy()
             node.destroy_node()
         rclpy.shutdown(context=self.context)
 

@@ -32,11 +32,14 @@ from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.connection import HandshakeFailure
 from vlm_spec_decode.transport.dealer import DealerLink
 
+_ONE_ENCRYPTS = "one end encrypts, the other does not"
+
 _HANDSHAKE_FAILED = {
     HandshakeFailure.NO_ROOM: "the cloud takes no more connections: it has no file descriptors left for more",
     HandshakeFailure.KEY: "the cloud does not know our key",
-    HandshakeFailure.PROTOCOL: "one end encrypts, the other does not",
-    HandshakeFailure.BROKEN: "the handshake broke off: the network, or the cloud's key is another",
+    HandshakeFailure.PROTOCOL: _ONE_ENCRYPTS,
+    HandshakeFailure.BROKEN: "the handshake broke off: the network, or the cloud's key is another, "
+    f"or {_ONE_ENCRYPTS}",
 }
 """What failed handshakes mean, the most specific reasons first."""
 

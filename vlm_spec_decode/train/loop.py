@@ -106,7 +106,7 @@ def train(config: TrainConfig, workers: WorkerGroup) -> dict[str, Any]:
     if checkpoint.exists():
         state.load(checkpoint)
     elif config.start:
-        state.load(config.start)
+        state.load(config.start, tok)
         needs_heads = config.start.is_dir() and config.eye is None
     if config.eye and not (state.step or state.vision_step):
         state.load_vision_tower(config.eye)

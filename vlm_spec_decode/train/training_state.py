@@ -24,16 +24,19 @@ from typing import Any, TypeAlias
 
 import torch
 from safetensors import SafetensorError
-from transformers import LlavaForConditionalGeneration
+from transformers import LlavaForConditionalGeneration, PreTrainedTokenizerFast
 
 from vlm_spec_decode.core.errors import ModelError
 from vlm_spec_decode.models import tiny
-from vlm_spec_decode.models.checkpoint import TRANSFORMERS_LOCK, named, read_config
+from vlm_spec_decode.models.checkpoint import TRANSFORMERS_LOCK, load_tokenizer, named, read_config
 from vlm_spec_decode.train.batches import VisionHeads
 from vlm_spec_decode.train.config import TrainConfig
 from vlm_spec_decode.train.hardware import ATTENTION, Precision
 
 _NEW_SHARE = 0.02
+
+WORD_ROWS = ("embed_tokens.weight", "lm_head.weight")
+"""Endings of the names of weights that have a row for each token."""
 
 
 def updated(means: Mapping[str, float], new: Mapping[str, float]) -> dict[str, float]:
@@ -84,10 +87,13 @@ class TrainingState:
         }
         save_checkpoint(state, path)
 
-    def load(self, path: Path) -> None:
-        """Load a checkpoint, or the weights of a finished model's folder. Raises ModelError."""
+    def load(self, path: Path, tokenizer: PreTrainedTokenizerFast | None = None) -> None:
+        """Load a checkpoint, or the weights of a finished model's folder. Raises ModelError.
+
+        A finished model may have had other words than `tokenizer`, which is that of this training.
+        """
         if path.is_dir():
-            self._load_finished(path)
+            self._load_finished(path, tokenizer)
             return
         state = load_checkpoint(path)
         with fitting(path):
@@ -104,11 +110,16 @@ class TrainingState:
             self.precision = state.get("precision", "float32")
             self.means = state.get("means", {})
 
-    def _load_finished(self, folder: Path) -> None:
+    def _load_finished(self, folder: Path, tokenizer: PreTrainedTokenizerFast | None) -> None:
         """Load a finished model's weights; its steps do not count."""
-        found = load_finished(LlavaForConditionalGeneration, folder)
+        weights = load_finished(LlavaForConditionalGeneration, folder).state_dict()
+        before = load_tokenizer(folder)
+        if tokenizer is not None and before.get_vocab() != tokenizer.get_vocab():
+            # Input and output embeddings are tied: one matrix.
+            rows = reworded(weights["lm_head.weight"], before, tokenizer)
+            weights |= {name: rows for name in weights if name.endswith(WORD_ROWS)}
         with fitting(folder):
-            self.model.load_state_dict(found.state_dict())
+            self.model.load_state_dict(weights)
 
     def load_vision_tower(self, path: Path) -> None:
         """Load the trained vision tower and its heads from another model's checkpoint.
@@ -131,9 +142,30 @@ class TrainingState:
 def _grow(weights: dict[str, torch.Tensor], rows: int) -> None:
     """Give words added to the vocabulary since a checkpoint the embedding of unknown words."""
     for name, tensor in weights.items():
-        if name.endswith(("embed_tokens.weight", "lm_head.weight")):
+        if name.endswith(WORD_ROWS):
             new = tensor[tiny.UNK_ID].expand(rows - len(tensor), -1)
             weights[name] = torch.cat([tensor, new])
+
+
+def reworded(
+    rows: torch.Tensor, before: PreTrainedTokenizerFast, tokenizer: PreTrainedTokenizerFast
+) -> torch.Tensor:
+    """Return a tokenizer's embeddings [new ids, size], made from those [old ids, size] of another one.
+
+    A token is the mean of the words that the old tokenizer reads in its text; one in which it reads none is
+    drawn at random, spread as the known ones are.
+    """
+    spread, middle = torch.std_mean(rows, dim=0)
+    new = middle + spread * torch.randn(len(tokenizer), rows.shape[1])
+    for token in range(len(tokenizer)):
+        ids = before(tokenizer.decode([token]), add_special_tokens=False)["input_ids"]
+        known = [i for i in ids if i != tiny.UNK_ID]
+        if known:
+            new[token] = rows[known].mean(dim=0)
+    # The marks of sequence and image have the same ids in every tokenizer of the tiny models.
+    marks = len(tiny.SPECIALS)
+    new[:marks] = rows[:marks]
+    return new
 
 
 def new_training_state(config: TrainConfig, vocab_size: int, device: torch.device = CPU) -> TrainingState:

@@ -54,7 +54,8 @@ class HandshakeFailure(Enum):
     """One end encrypts and the other does not."""
 
     BROKEN = "broken"
-    """It ended without a reason: the network failed, or the cloud has another key."""
+    """It ended without a reason: the network failed, or the cloud has another key; or one end encrypts and
+    the other does not, and it hung up before its greeting was read."""
 
 
 KEEPALIVE_S, KEEPALIVE_EVERY_S, KEEPALIVE_COUNT = 5, 2, 3
