@@ -33,6 +33,7 @@ from vlm_spec_decode.decoding.early_exit import Bins, ExitCalibration
 from vlm_spec_decode.models.hardware import memory_named
 from vlm_spec_decode.models.places import folder_of
 from vlm_spec_decode.models.prompt import CHAT_TEMPLATE, PromptStyle
+from vlm_spec_decode.models.subword import is_subword
 from vlm_spec_decode.models.tokenizer import TokenizerCodec, collector_paused, count_hidden
 
 if TYPE_CHECKING:
@@ -285,11 +286,12 @@ def _adapter(tensors: dict[str, torch.Tensor], layer: int, like: torch.Tensor) -
 
 
 def prompt_style(source: CheckpointSource, tokenizer: Any) -> PromptStyle:
-    """Return whether the action language is to be explained to this checkpoint."""
+    """Return how this checkpoint is told an instruction; the tiny models' tokenizer tells theirs."""
     if source.options.prompt != "auto":
         return PromptStyle(source.options.prompt)
-    ours = (source.folder / TRAINING_RECORD).is_file() or tokenizer.chat_template == CHAT_TEMPLATE
-    return PromptStyle.BARE if ours else PromptStyle.ACTIONS
+    if not ((source.folder / TRAINING_RECORD).is_file() or tokenizer.chat_template == CHAT_TEMPLATE):
+        return PromptStyle.ACTIONS
+    return PromptStyle.AMOUNTS if is_subword(tokenizer) else PromptStyle.BARE
 
 
 def generation_ends(folder: Path) -> list[int]:

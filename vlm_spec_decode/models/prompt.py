@@ -13,6 +13,7 @@ from enum import Enum
 from typing import Any
 
 from vlm_spec_decode.core.types import Chat, Image, Observation
+from vlm_spec_decode.models.amounts import with_amounts
 
 MAX_HISTORY = 8
 """Actions told; older ones are dropped so that a long mission's prompt stays short."""
@@ -60,9 +61,14 @@ _ESCAPES = str.maketrans({"<": "‹", ">": "›", "[": "(", "]": ")", "{": "(", 
 
 
 class PromptStyle(str, Enum):
-    """Whether a model was trained on the action language, or needs it explained in the prompt."""
+    """How a model is told an instruction.
+
+    One trained on the action language is told it as it is (`BARE`), or with the amounts that it names read
+    first (`AMOUNTS`, see `models.amounts`); another one has the language explained (`ACTIONS`).
+    """
 
     BARE = "bare"
+    AMOUNTS = "amounts"
     ACTIONS = "actions"
 
 
@@ -79,10 +85,12 @@ def with_scene(scene: str, instruction: str) -> str:
     return f"you see {scene.strip()} . {instruction.strip()}"
 
 
-def prompt_text(observation: Observation) -> str:
+def prompt_text(observation: Observation, style: PromptStyle = PromptStyle.BARE) -> str:
     """Return what the user says: the instruction, and what has been done for it."""
-    history = observation.history[-MAX_HISTORY:]
-    return escape(observation.instruction) + (DONE_MARK + " ".join(history) if history else "")
+    history, said = observation.history[-MAX_HISTORY:], escape(observation.instruction)
+    if style is PromptStyle.AMOUNTS:
+        said = with_amounts(said)
+    return said + (DONE_MARK + " ".join(history) if history else "")
 
 
 def system_text() -> str:
@@ -104,7 +112,7 @@ def messages(
     if observation.chat is not None:
         return chat_messages(observation.chat)
     content: list[dict[str, Any]] = [{"type": "image"}] if observation.image is not None else []
-    text, turns = prompt_text(observation), []
+    text, turns = prompt_text(observation, style), []
     if style is PromptStyle.ACTIONS and system_turn:
         turns.append({"role": "system", "content": [{"type": "text", "text": system_text()}]})
     elif style is PromptStyle.ACTIONS:
@@ -128,5 +136,5 @@ def prompt_digest(style: PromptStyle) -> str:
     more coarsely, or not at all.
     """
     done = tuple(f"forward(0.{i})" for i in range(1, 13))
-    sample = Observation(Image(b"", 1, 1), "go to the <red> [chair] {now}: slowly\n", done)
+    sample = Observation(Image(b"", 1, 1), "go 2 feet to the <red> [chair] {now}: slowly\n", done)
     return hashlib.sha256(repr(messages(sample, style)).encode()).hexdigest()[:16]

@@ -16,6 +16,7 @@ from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_toke
 from transformers import PreTrainedTokenizerFast
 
 from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.models.amounts import with_amounts
 from vlm_spec_decode.models.tiny import SPECIALS, wrapped
 
 MAX_IDS = 2000
@@ -110,7 +111,12 @@ def encode_answer(tokenizer: PreTrainedTokenizerFast, answer: str) -> list[int]:
 
 
 def encode_prompt(tokenizer: PreTrainedTokenizerFast, prompt: str) -> list[int]:
-    """Return the ids of what the user says, in the marks of the tiny models' template."""
-    front = " " if is_subword(tokenizer) else ""
+    """Return the ids of what the user says, in the marks of the tiny models' template.
+
+    In subwords its amounts are read first, as `PromptStyle.AMOUNTS` has it.
+    """
+    front = ""
+    if is_subword(tokenizer):
+        front, prompt = " ", with_amounts(prompt)
     ids: list[int] = tokenizer(f"{front}user : {prompt} robot :", add_special_tokens=False)["input_ids"]
     return ids

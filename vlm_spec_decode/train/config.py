@@ -62,7 +62,8 @@ class TrainConfig:
     gradients are averaged. `growth` says from which share of the steps on how many layers of the language
     part are trained; without it all are, always. With a `tokenizer`, a file of `vsd train tokenizer`, the
     dialogues are those of the phrasings, answered with this `description` and straight ways of up to
-    `max_step_m`; without one, the dialogues and the word-level tokenizer of the models that ship.
+    `max_step_m`; without one, those of `instructions` with a word-level tokenizer. The recipes take the
+    tokenizer of the models that ship.
     """
 
     role: Role
@@ -93,16 +94,14 @@ class TrainConfig:
     )
     growth: Growth = ()
     tokenizer: Path | None = setting(
-        None, "File of `vsd train tokenizer`; with it people's own phrasings are taught."
+        None, "File of `vsd train tokenizer`, which goes with people's own phrasings."
     )
     description: Description = setting(
         "full",
-        "With --tokenizer: name all objects before acting, or those alone that the instruction may mean.",
+        "Name all objects before acting, or those alone that the instruction may mean.",
         one_of=DESCRIPTIONS,
     )
-    max_step_m: float = setting(
-        3.0, "With --tokenizer: longest way planned at once where it is free.", 1.5, 3.0
-    )
+    max_step_m: float = setting(3.0, "Longest way planned at once where it is free.", 1.5, 3.0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,15 +167,20 @@ class EvaluateConfig:
     threads: int = same_as(TrainConfig, "threads")
 
 
+SHIPPED_TOKENIZER = ASSETS / "target" / "tokenizer.json"
+
+_OWN_WORDS: dict[str, Any] = {"tokenizer": SHIPPED_TOKENIZER, "description": "brief"}
+
 RECIPES: dict[Role, dict[str, Any]] = {
     "target": {
+        **_OWN_WORDS,
         "out": Path("runs/target"),
         "eye_steps": 6000,
         "steps": 3500,
         "dialogues": 6,
         "growth": ((0.0, 4), (0.7, 12)),
     },
-    "draft": {"out": Path("runs/draft"), "eye_steps": 0, "steps": 1700, "dialogues": 6},
+    "draft": {**_OWN_WORDS, "out": Path("runs/draft"), "eye_steps": 0, "steps": 1700, "dialogues": 6},
 }
 """Settings that train a model of a role in two hours on two cores."""
 
@@ -202,4 +206,6 @@ def shown_default(role: Role, name: str) -> str:
     of_text = settings_of(TextConfig)
     seeing = RECIPES[role].get(name, settings_of(TrainConfig)[name].default)
     told = TEXT_RECIPES[role].get(name, of_text[name].default if name in of_text else None)
+    if seeing == SHIPPED_TOKENIZER:
+        return "that of the shipped models"
     return str(seeing) if told in (None, seeing) else f"{seeing}; {told} with --text"

@@ -244,8 +244,7 @@ class Goal:
     is to turn around first. The verb `ask` is answered in words, by `action`: "there", "far", "colour",
     "many" or "nearer". `relation` says where `thing` is as seen from the robot: beside, behind, left or right
     of `other`; a question of which is nearer is about `thing` and `other`. `before` are actions to carry out
-    first. `may_ask`: with several that fit, the robot asks which one is meant. `written` is the amount of a
-    motion in digits, where it has to be converted, rounded or split.
+    first. `may_ask`: with several that fit, the robot asks which one is meant.
     """
 
     text: str
@@ -260,7 +259,6 @@ class Goal:
     other: str = ""
     before: str = ""
     may_ask: bool = False
-    written: str = ""
 
     @property
     def stops_short(self) -> bool:

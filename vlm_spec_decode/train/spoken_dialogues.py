@@ -17,6 +17,7 @@ from typing import TypeAlias
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from vlm_spec_decode.models.amounts import STEP_M, Quantity
 from vlm_spec_decode.models.checkpoint import TRAINING_RECORD
 from vlm_spec_decode.models.places import folder_of
 from vlm_spec_decode.models.prompt import MAX_HISTORY
@@ -26,7 +27,7 @@ from vlm_spec_decode.train import lexicon, teacher, text_noise
 from vlm_spec_decode.train.instructions import FOLLOW_M, Goal, Pick, Relation
 from vlm_spec_decode.train.phrasings import Phrasing, by_meaning
 from vlm_spec_decode.train.scene_description import VisibleObject
-from vlm_spec_decode.train.spoken_numbers import STEP_M, Amount, Quantity, draw_amount
+from vlm_spec_decode.train.spoken_numbers import Amount, draw_amount
 from vlm_spec_decode.train.teacher import FULL, AnswerStyle, Dialogue
 
 SHARES: Mapping[str, float] = {
@@ -374,8 +375,7 @@ def motion(rng: np.random.Generator, phrasing: Phrasing) -> Saying:
         verb = "too_long" if quantity == "duration" else "too_far"
         return Saying(Goal(text, verb), phrasing, (amount,))  # type: ignore[arg-type]
     action = " ".join(f"{call} ( {number} )" for number in amount.numbers(sign))
-    written = amount.written if amount.text else ""
-    return Saying(Goal(text, "act", action=action, written=written), phrasing, (amount,))
+    return Saying(Goal(text, "act", action=action), phrasing, (amount,))
 
 
 _CALLS: Mapping[str, tuple[str, Quantity, Fraction | None]] = {

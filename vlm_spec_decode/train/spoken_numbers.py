@@ -7,57 +7,27 @@ actions in a row, up to `MOST`, and beyond that it is declined in words.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Literal, TypeAlias
 
 import numpy as np
 
-from vlm_spec_decode.actions.limits import SafetyLimits
 from vlm_spec_decode.actions.types import format_number
+from vlm_spec_decode.models.amounts import (
+    FOOT,
+    INCH,
+    MOST,
+    RADIAN_DEG,
+    STEP_M,
+    YARD,
+    Quantity,
+    on_grid,
+    split,
+)
 from vlm_spec_decode.train.lexicon import Tongue
 
-Quantity: TypeAlias = Literal["distance", "angle", "duration"]
-
-GRID: dict[Quantity, Fraction] = {
-    "distance": Fraction(1, 20),
-    "angle": Fraction(1),
-    "duration": Fraction(1, 2),
-}
-"""Smallest step of an amount that an instruction names: 0.05 m, 1 degree, 0.5 s."""
-
-MOST: dict[Quantity, Fraction] = {"distance": Fraction(9), "angle": Fraction(360), "duration": Fraction(30)}
-"""The most that one instruction may ask for: nine metres, a full turn, half a minute."""
-
-_LIMITS = SafetyLimits()
-AT_ONCE: dict[Quantity, Fraction] = {
-    "distance": Fraction(_LIMITS.max_distance_m),
-    "angle": Fraction(_LIMITS.max_angle_deg),
-    "duration": Fraction(_LIMITS.max_wait_s),
-}
-"""The most of one action, by the gate's defaults."""
-
 METRES = {"m": Fraction(1), "cm": Fraction(1, 100), "mm": Fraction(1, 1000)}
-FOOT, INCH, YARD = Fraction(3048, 10000), Fraction(254, 10000), Fraction(9144, 10000)
-STEP_M = Fraction(3, 10)
-"""A step of the robot, and "a bit"."""
-
-RADIAN_DEG = Fraction(180) / Fraction("3.14159265358979")
-
-
-_UNITS = (
-    ("inches", re.compile(r"^[^f']*(?:inch|\")"), INCH),
-    ("feet", re.compile(r"feet|foot|\bft|\dft|'"), FOOT),
-    ("yards", re.compile(r"yard|yd"), YARD),
-    ("cm", re.compile(r"cm|cent[ií]m|zentimeter|厘米"), METRES["cm"]),
-    ("mm", re.compile(r"mm|millim"), METRES["mm"]),
-    ("radians", re.compile(r"(?<!/)\d ?rad|(?:one|half a) radian"), RADIAN_DEG),
-)
-"""(unit, how a text shows it, its value): units other than those of the action language."""
-
-_BASE: dict[Quantity, str] = {"distance": "m", "angle": "degrees", "duration": "s"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,46 +41,22 @@ class Amount:
     @property
     def on_grid(self) -> Fraction:
         """The value rounded to the nearest grid point, halves up."""
-        grid = GRID[self.quantity]
-        return (self.value / grid + Fraction(1, 2)).__floor__() * grid
+        return on_grid(self.value, self.quantity)
 
     @property
     def is_too_much(self) -> bool:
         """Whether it is more than one instruction may ask for."""
         return self.on_grid > MOST[self.quantity]
 
-    @property
-    def written(self) -> str:
-        """The amount in digits and its own unit, such as "7.5 feet"; "" where an action says the same.
-
-        What has to be converted, rounded or split is written down first: a small model calculates with
-        numbers that it has written far better than with those that it was told in words.
-        """
-        text = self.text.lower()
-        unit, size = next(((name, size) for name, shown, size in _UNITS if shown.search(text)), ("", None))
-        inches = (self.value % FOOT) / INCH
-        if unit == "feet" and inches not in (0, 6):
-            return f"{self.value // FOOT} feet {inches} inches"
-        is_action = self.value == self.on_grid <= AT_ONCE[self.quantity]
-        if is_action and unit in ("", "cm", "mm"):
-            return ""
-        if size is not None:
-            return f"{format_number(float(self.value / size))} {unit}"
-        return f"{format_number(float(self.value))} {_BASE[self.quantity]}"
-
     def numbers(self, sign: int = 1) -> tuple[str, ...]:
         """Return the numbers of the actions that come to it, as the action language writes them.
 
         Each but the last is the most of one action. Raises ValueError if it is too much.
         """
-        if self.is_too_much:
+        parts = split(self.value, self.quantity)
+        if parts is None:
             raise ValueError(f"{self.text}: more than {MOST[self.quantity]}")
-        left, numbers = self.on_grid, []
-        while left > 0:
-            part = min(left, AT_ONCE[self.quantity])
-            numbers.append(format_number(float(sign * part)))
-            left -= part
-        return tuple(numbers)
+        return tuple(format_number(float(sign * part)) for part in parts)
 
 
 def draw_amount(

@@ -170,7 +170,7 @@ def _reply(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...]
     if goal.verb in ONLY_WORDS:
         return f"{ONLY_WORDS[goal.verb]} . done ( )"
     if goal.verb == "act":
-        return f"ok{f' , {goal.written}' if goal.written else ''} . {goal.action} done ( )"
+        return f"ok . {goal.action} done ( )"
     if goal.verb == "see":
         return "done ( )"
     if goal.before and not history:

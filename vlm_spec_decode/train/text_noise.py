@@ -23,7 +23,8 @@ hundred point half quarter third eighth tenth couple few single first second sec
 hour left right around round back behind forward forwards backward backwards ahead before after then away turn
 stop
 metre metres meter meters foot feet inch inches yard yards step steps pace paces degree degrees radian radians
-centimetre centimetres centimeter centimeters millimetres millimeters near nearer nearest far farther
+centimetre centimetres centimeter centimeters millimetres millimeters mtr deg rad sec secs
+near nearer nearest far farther
 """
 
 NEGATIONS = frozenset(_NEGATIONS.split())

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from transformers import PreTrainedTokenizerFast
 
+from vlm_spec_decode.models.amounts import with_amounts
 from vlm_spec_decode.models.subword import (
     compact,
     encode_answer,
@@ -43,7 +44,7 @@ def run_tokenizer(config: TokenizerConfig) -> dict[str, Any]:
 
 def _texts(config: TokenizerConfig) -> Iterator[str]:
     for dialogue in dialogues(config.seed, config.rooms):
-        yield f" user : {dialogue.prompt} robot :"
+        yield f" user : {with_amounts(dialogue.prompt)} robot :"
         yield f" {compact(dialogue.answer)}"
     # Every word of every taught phrasing and of the lexicon, however rarely it is drawn.
     for phrasing in phrasings():

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 DEFAULT_ENGINE = "torch_loop"
 DTYPE_NAMES = ("float32", "bfloat16", "float16")
 QUANTIZATIONS = ("none", "int8", "bnb8", "bnb4")
-PROMPTS = ("auto", "bare", "actions")
+PROMPTS = ("auto", "bare", "amounts", "actions")
 _DEVICE = re.compile(r"auto|cpu|mps|(cuda|xpu|npu)(:[0-9]{1,3})?")
 
 
@@ -43,8 +43,9 @@ class LoadOptions:
     bitsandbytes; vision tower and head stay as they are. `exits` are depths in percent at which final norm
     and head are read early, for a checkpoint without trained exits. `base` names the language model where
     an original LLaVA folder holds only a projector, `tower` its vision tower in place of the one in its
-    config. `prompt` says whether the action language is explained ("actions") or was trained ("bare").
-    `engine` names what runs the checkpoint; `models.spec.ModelSpec` checks that it is registered.
+    config. `prompt` says whether the action language is explained ("actions") or was trained ("bare", or
+    "amounts": those that an instruction names are read first). `engine` names what runs the checkpoint;
+    `models.spec.ModelSpec` checks that it is registered.
     """
 
     revision: str | None = None
