@@ -217,6 +217,7 @@ def test_a_long_hint_makes_later_tokens_no_cheaper_than_a_usual_pass_does() -> N
 class Scripted:
     """A draft model that goes on by the last word alone: a distance decides how far to walk."""
 
+    may_step = True
     NEXT: ClassVar = {"": "ahead", "ahead": "at", "at": "2.0", "m": "(", "(": "forward", "forward": "ahead"}
 
     def choose(self, prefix: Tokens, tree: tuple[Tokens, Tokens], *, rows: Tokens) -> np.ndarray:

@@ -72,7 +72,8 @@ def robot_options(function: Function) -> Function:
                 "--set", "pairs", multiple=True, metavar="NAME=VALUE", help="A setting of the robot's own."
             ),
             click.option("--limits", type=FILE, default=None, help="YAML of the safety gate's limits."),
-            options(EdgeSettings, "cloud", "keys", "draft", "strategy", "image_budget_s", keys=FOLDER),
+            options(EdgeSettings, "cloud", "keys", "draft", "strategy", keys=FOLDER),
+            options(EdgeSettings, "draft_budget", "image_budget_s"),
             setting_option(PROFILE),
             options(RunnerConfig, *RUNNER_NAMES),
         )
@@ -133,6 +134,7 @@ class EdgeOptions:
     keys: Path | None
     draft: str
     strategy: str
+    draft_budget: str
     image_budget_s: float
     profile: str
     fallback: str
@@ -230,6 +232,7 @@ def _edge_settings(options: EdgeOptions) -> EdgeSettings:
         keys=options.keys,
         draft=options.draft,
         strategy=options.strategy,
+        draft_budget=options.draft_budget,
         image_budget_s=options.image_budget_s,
         hardware=load_hardware(options.profile) if options.profile else None,
         timing=ProtocolTiming.walking(LINK_SILENCE_S, settings_of(EdgeSettings)["connect_timeout_s"].default),

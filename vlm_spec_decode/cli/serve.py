@@ -25,7 +25,9 @@ if TYPE_CHECKING:
 @click.option("--local", "is_local", is_flag=True, help="Both models here, without a cloud.")
 @options(ServeSettings, api_keys=FILE, tls_cert=FILE, tls_key=FILE)
 @options(EdgeSettings, "keys", "draft", "target", "strategy", "rule", "objective", keys=FOLDER)
-@options(EdgeSettings, "temperature", "seed", "max_tokens", "draft_length", "threads", "grammar")
+@options(
+    EdgeSettings, "temperature", "seed", "max_tokens", "draft_length", "draft_budget", "threads", "grammar"
+)
 @options(EdgeSettings, "image_budget_s", "answer_timeout_s")
 @as_json
 def serve(as_json: bool, cloud: str, is_local: bool, **given: Any) -> None:

@@ -19,7 +19,6 @@ from vlm_spec_decode.core.errors import VocabularyMismatch
 from vlm_spec_decode.core.ports import Clock, Model
 from vlm_spec_decode.core.profiles import load_hardware
 from vlm_spec_decode.decoding.policy import DraftCosts
-from vlm_spec_decode.decoding.step_time import pass_seconds
 from vlm_spec_decode.models.engines.base import LoadedModel, LoadOptions
 from vlm_spec_decode.models.grammar import constrained
 from vlm_spec_decode.models.hardware import free_bytes
@@ -30,7 +29,7 @@ from vlm_spec_decode.models.loader import (
     load_model,
     shipped,
 )
-from vlm_spec_decode.models.paced import profile_costs
+from vlm_spec_decode.models.paced import pass_seconds, profile_costs
 from vlm_spec_decode.models.spec import ModelSpec, parse_spec
 
 GOOD_ACCEPTANCE, LEAST_GAIN = 0.9, 1.1

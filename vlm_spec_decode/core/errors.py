@@ -39,6 +39,7 @@
     ├── MiddlewareError            ROS 2 or its middleware cannot be started on this computer
     ├── ProcessEnded               a process of a run that ended too early
     ├── InternalError              a fault of this program without a class of its own
+    ├── OverBudget                 a draft step that `draft_budget` has no room for: it is left out
     └── Cancelled                  the caller cancelled; not a fault
 
 Third-party errors are translated into these at the boundary where they arise.
@@ -241,6 +242,10 @@ class ProcessEnded(VsdError):
 
 class InternalError(VsdError):
     """A fault of this program without an exception class of its own; the message has the traceback's path."""
+
+
+class OverBudget(VsdError):
+    """Drafting may take no more of the robot's computer now. The answer goes on without drafts."""
 
 
 class Cancelled(VsdError):

@@ -185,6 +185,11 @@ class ModelContext(ABC):
         return confidence
 
     @property
+    def may_step(self) -> bool:
+        """Whether a step may be run now. One that is run all the same may raise OverBudget."""
+        return True
+
+    @property
     def waited_s(self) -> float:
         """For how long its calls have waited for others to use the model, in seconds of the owner's clock."""
         return 0.0

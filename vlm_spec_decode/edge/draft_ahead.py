@@ -58,9 +58,9 @@ class DraftAhead:
         )
 
     def steps(self) -> Iterator[Tokens]:
-        """Yield the likeliest answer so far after each draft step, until more does not pay."""
+        """Yield the likeliest answer so far after each draft step, until more does not pay or may not be."""
         rows = [self._tree.root, *self._offer(self.known)]
-        while rows:
+        while rows and self.drafter.may_step:
             self._tree.expand(rows)
             for node in rows:
                 self._tell_distances(node)

@@ -22,10 +22,12 @@ from vlm_spec_decode.core.errors import (
     Cancelled,
     EngineBusy,
     NotFinite,
+    OverBudget,
     TargetNotFinite,
 )
 from vlm_spec_decode.core.ports import Clock, Drafter, Model, TextCodec, Verifier
 from vlm_spec_decode.core.processes import Processes, Threads
+from vlm_spec_decode.core.token_fates import token_ends
 from vlm_spec_decode.core.trace import (
     NO_TRACER,
     AnswerTrace,
@@ -39,6 +41,7 @@ from vlm_spec_decode.core.types import AnswerRequest, Image, Observation, Sampli
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.edge.answer_cache import AnswerCache
 from vlm_spec_decode.edge.draft_ahead import DraftAhead
+from vlm_spec_decode.edge.draft_budget import DraftBudget
 from vlm_spec_decode.edge.hint_tree import HintTree
 from vlm_spec_decode.edge.picture_size import PictureSizer
 from vlm_spec_decode.edge.settings import EdgeSettings
@@ -179,7 +182,8 @@ class Engine:
 
     `pictures` makes an observation's image from a camera frame: of a size that the target can use and the
     uplink carries. `draft_step_s` is what a step of the draft takes, as measured before the first answer; 0:
-    not known. `processes` is how answers run beside each other; by default in threads of the caller.
+    not known. `processes` is how answers run beside each other; by default in threads of the caller. `budget`
+    is what all drafting together may take; None: there is no limit.
     """
 
     def __init__(
@@ -192,6 +196,7 @@ class Engine:
         tracer: Tracer | None = None,
         draft_step_s: float = 0.0,
         processes: Processes | None = None,
+        budget: DraftBudget | None = None,
     ) -> None:
         self._drafter = drafter
         self._codec = codec
@@ -208,7 +213,7 @@ class Engine:
         self._free: list[Verifier] = [verifier]
         self.processes = processes or Threads()
         self.clock = clock
-        self._arbiter = DraftArbiter(self.processes, clock, drafter, lambda: self._record.step.slope)
+        self._arbiter = DraftArbiter(self.processes, clock, drafter, lambda: self._record.step.slope, budget)
         self.config = config or EngineConfig()
         self._strategies: dict[str, Strategy] = {}
         self._strategy(self.config)
@@ -273,7 +278,8 @@ class Engine:
         tokens: Tokens = ()
         with self._lock:
             known = self._answer_cache.known(observation)
-        drafter = self._drafter.open(observation)
+        models = self._verifier.models
+        drafter = SharedDraft.open(self._drafter, observation, self._arbiter, DraftProgress(), models)
         ahead = DraftAhead(
             drafter=drafter,
             config=EdgeConfig(answer=0, params=config.params, record=self._record),
@@ -325,6 +331,7 @@ class Engine:
         if answer.is_begun:
             return
         answer.is_begun = True
+        answer.config = self._within_budget(answer.config)
         observation, config, number = answer.observation, answer.config, next(self._numbers)
         answer.trace = AnswerTrace(self._clock.now)
         tracers = (answer.trace, answer.progress, *((self._tracer,) if self._tracer else ()))
@@ -347,6 +354,13 @@ class Engine:
         except BaseException:
             self._end(answer)
             raise
+
+    def _within_budget(self, config: EngineConfig) -> EngineConfig:
+        """Return how to decode a new answer: without drafts if it waits for some that may not be made."""
+        budget, chosen = self._arbiter.budget, self._strategy(config)
+        if budget and chosen.drafts and chosen.waits_for_drafts and not budget.allows(has_begun=False):
+            return replace(config, strategy=WITHOUT_DRAFTS)
+        return config
 
     def _open_verifier(self, answer: _AnswerState) -> Verifier:
         """Give the answer a free verifier: the engine's own if that is free. Raises EngineBusy."""
@@ -460,14 +474,15 @@ class Engine:
     def _tokens(
         self, answer: _AnswerState, verifier: Verifier, sequence: Sequence, config: EdgeConfig
     ) -> Iterator[Tokens]:
-        """Yield committed tokens. If the draft's logits are not finite, go on without drafts."""
+        """Yield committed tokens; without drafts from one on that is not finite, or over budget."""
         drafter, clock = answer.drafter or NoDrafter(), self._clock
         try:
             yield from self._strategy(answer.config).decode(sequence, drafter, verifier, clock, config)
         except TargetNotFinite:
             raise
-        except NotFinite as error:
-            log.warning("this answer goes on without drafts: %s", NotFinite(error.what, "draft"))
+        except (NotFinite, OverBudget) as error:
+            if isinstance(error, NotFinite):
+                log.warning("this answer goes on without drafts: %s", NotFinite(error.what, "draft"))
             self._reopen(answer, verifier, sequence)
             yield from strategy(WITHOUT_DRAFTS).decode(sequence, drafter, verifier, clock, config)
 
@@ -480,20 +495,6 @@ class Engine:
         verifier.open(replace(without_drafts, committed=sequence.tokens), answer.tracer)
         if answer.is_cancelled:
             raise Cancelled("the answer was cancelled")  # while no answer was open at the verifier
-
-
-def token_ends(codec: TextCodec, tokens: Tokens, text: str) -> tuple[int, ...]:
-    """Return for each token how many characters of the answer lead up to its end; they never fall.
-
-    A token may end in the middle of a character, whose bytes the next one completes.
-    """
-    ends, last = [], 0
-    for count in range(1, len(tokens)):
-        so_far = codec.decode(tokens[:count])
-        if text.startswith(so_far):
-            last = max(last, len(so_far))
-        ends.append(last)
-    return (*ends, len(text)) if tokens else ()
 
 
 def _result(

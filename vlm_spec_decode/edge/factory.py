@@ -22,14 +22,14 @@ from vlm_spec_decode.core.ports import Model, ModelCard, Target, TextCodec, Veri
 from vlm_spec_decode.core.processes import ProcessClock
 from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import OBJECTIVES, Language, SamplingParams, Tokens
-from vlm_spec_decode.decoding.step_time import pass_seconds
+from vlm_spec_decode.edge.draft_budget import budget_of
 from vlm_spec_decode.edge.engine import WITHOUT_DRAFTS, Engine, EngineConfig
 from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
 from vlm_spec_decode.edge.verifier_remote import RemoteVerifier
 from vlm_spec_decode.edge.verifier_virtual import VirtualVerifier
-from vlm_spec_decode.models.paced import paced_draft, paced_target
+from vlm_spec_decode.models.paced import paced_draft, paced_target, pass_seconds
 from vlm_spec_decode.models.spec import check_place
 from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.strategies.registry import strategy
@@ -85,6 +85,7 @@ def bring_up(settings: EdgeSettings, draft_model: DraftModel | None = None) -> E
     config = engine_config(settings, draft.codec.stop_ids)
     clock, answer_language, hardware = WallClock(), language(settings.grammar), settings.hardware
     drafter = constrained(draft, draft.codec, answer_language, chats=True)
+    budget = budget_of(settings.draft_budget, clock, settings.threads)
     if hardware:
         drafter = paced_draft(drafter, hardware, clock)
     if not settings.cloud:
@@ -94,9 +95,8 @@ def bring_up(settings: EdgeSettings, draft_model: DraftModel | None = None) -> E
         local = LocalVerifier(
             paced_target(verified, hardware, clock) if hardware else verified, clock, drafter
         )
-        return EdgeRuntime(
-            Engine(drafter, draft.codec, local, clock, config), local, draft, _identity(target.card)
-        )
+        engine = Engine(drafter, draft.codec, local, clock, config, budget=budget)
+        return EdgeRuntime(engine, local, draft, _identity(target.card))
     link = DealerLink(settings.cloud, keys, clock, settings.link, settings.seed)
     verifier = RemoteVerifier(
         link, make_hello(draft.card, answer_language), clock, settings.timing or ProtocolTiming()
@@ -107,7 +107,7 @@ def bring_up(settings: EdgeSettings, draft_model: DraftModel | None = None) -> E
         verifier.disconnect()
         raise
     step_s = draft_model.step_s if draft_model else draft_step_s(settings, draft)
-    engine = Engine(drafter, draft.codec, verifier, clock, config, draft_step_s=step_s)
+    engine = Engine(drafter, draft.codec, verifier, clock, config, draft_step_s=step_s, budget=budget)
     return EdgeRuntime(engine, verifier, draft, (welcome.model_id, welcome.revision))
 
 
@@ -117,6 +117,7 @@ def check_settings(settings: EdgeSettings) -> EdgeKeys | None:
     Raises ConfigError, ModelNotFound among them, or ModelError for an unknown option of a model.
     """
     strategy(settings.strategy)
+    budget_of(settings.draft_budget, WallClock())
     for source in ("" if settings.cloud else settings.target, settings.draft):
         if source:
             check_place(source)

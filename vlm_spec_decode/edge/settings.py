@@ -44,6 +44,11 @@ class EdgeSettings:
     seed: int = setting(0, "Keys the noise of sampling, shared by both ends.", 0, 2**31 - 1)
     max_tokens: int = setting(96, "Longest answer.", 1, 1024)
     draft_length: int = setting(6, "Tokens drafted per round.", 1, 64)
+    draft_budget: str = setting(
+        "",
+        "Most that drafting may take of this computer: 0.5core (a share of a core) or 3W (by its counters); "
+        "empty or 0: no limit.",
+    )
     objective: str = setting("latency", "What the cloud saves.", one_of=OBJECTIVES)
     image_budget_s: float = setting(
         0.25, "Longest time that a picture may take on the measured uplink; its size follows.", 0.02, 10.0

@@ -26,11 +26,11 @@ import logging
 import math
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, field
 
 from vlm_spec_decode.core.choices import Logits
-from vlm_spec_decode.core.errors import VsdError
+from vlm_spec_decode.core.errors import OverBudget, VsdError
 from vlm_spec_decode.core.ports import (
     NO_NODES,
     Clock,
@@ -59,6 +59,7 @@ from vlm_spec_decode.core.types import (
     Tokens,
 )
 from vlm_spec_decode.decoding.tree import SpeculationTree, positions_of
+from vlm_spec_decode.edge.draft_budget import DraftBudget
 from vlm_spec_decode.strategies.estimators import RunningMean
 
 log = logging.getLogger(__name__)
@@ -124,7 +125,10 @@ class _Turn:
 
 
 class DraftArbiter:
-    """Gives `model` to one step at a time. `clock` tells what steps take, `slope` what a row adds to one."""
+    """Gives `model` to one step at a time. `clock` tells what steps take, `slope` what a row adds to one.
+
+    All that the model does goes through here, so here it is drawn from `budget`; None: there is no limit.
+    """
 
     def __init__(
         self,
@@ -132,7 +136,9 @@ class DraftArbiter:
         clock: Clock,
         model: Model | None = None,
         slope: Callable[[], float] = lambda: 0.0,
+        budget: DraftBudget | None = None,
     ) -> None:
+        self.budget = budget
         self._processes = processes
         self._clock = clock
         self._model = model
@@ -149,7 +155,8 @@ class DraftArbiter:
         try:
             self._processes.change(lambda: self._wanted.append(mine))
             self._processes.wait(lambda: self._take(mine))
-            yield
+            with self._drawn():
+                yield
         finally:
             self._processes.change(lambda: self._give_back(mine))
 
@@ -165,7 +172,7 @@ class DraftArbiter:
             self._processes.change(lambda: self._wanted.append(mine))
             self._processes.wait(lambda: mine.result is not None or self._take(mine))
             if mine.result is None:
-                with models:
+                with models, self._drawn():
                     self._run(mine)
         finally:
             self._processes.change(lambda: self._give_back(mine))
@@ -187,6 +194,10 @@ class DraftArbiter:
                 close()
 
         self._processes.change(close_or_leave)
+
+    def _drawn(self) -> AbstractContextManager[None]:
+        """Draw from the budget what goes on meanwhile."""
+        return self.budget.step() if self.budget else nullcontext()
 
     def _run(self, mine: _Turn) -> None:
         """Run the steps of all that share this turn; if that fails, this one alone."""
@@ -255,6 +266,8 @@ class SharedDraft(WrappedContext):
     progress: DraftProgress
     models: AbstractContextManager[object]
     _waited_s: float = 0.0
+    _spent_before: float | None = None
+    """What drafting had taken when this answer's first step began."""
 
     @classmethod
     def open(
@@ -270,12 +283,19 @@ class SharedDraft(WrappedContext):
             return cls(model.open(observation), arbiter, progress, models)
 
     @property
+    def may_step(self) -> bool:
+        """Whether the budget has room for a step."""
+        budget = self.arbiter.budget
+        return budget is None or budget.allows(has_begun=self._spent_before is not None)
+
+    @property
     def waited_s(self) -> float:
         """For how long its steps have waited for the model."""
         return self._waited_s
 
     def prefill(self) -> None:
         """Fill the prompt."""
+        self._begin_step()
         with self._turn(0.0):
             self.inner.prefill()
 
@@ -283,6 +303,7 @@ class SharedDraft(WrappedContext):
         self, prefix: Tokens, tokens: Tokens = (), parents: Tokens = (), *, on_exit: ExitHook | None = None
     ) -> Logits:
         """Score a step, in turn."""
+        self._begin_step()
         with self._turn(self.progress.worth(len(prefix))):
             return self.inner.score(prefix, tokens, parents, on_exit=on_exit)
 
@@ -290,6 +311,7 @@ class SharedDraft(WrappedContext):
         self, prefix: Tokens, tree: Tree = NO_NODES, on_exit: OnExit = None, rows: Rows = None
     ) -> Scores:
         """Run a step, in turn; it is worth what the shallowest row is that is asked for."""
+        self._begin_step()
         positions = positions_of(tree[1], len(prefix))
         asked = positions if rows is None else [positions[row] for row in rows]
         worth = self.progress.worth(min(asked, default=len(prefix)))
@@ -305,12 +327,26 @@ class SharedDraft(WrappedContext):
 
     def close(self) -> None:
         """Free all that the answer holds."""
+        budget, before = self.arbiter.budget, self._spent_before
+        if budget and before is not None:
+            budget.ended(budget.spent - before)
+            self._spent_before = None
 
         def close() -> None:
             with self.models:
                 self.inner.close()
 
         self.arbiter.close(close)
+
+    def _begin_step(self) -> None:
+        """Raises OverBudget if there is no room for a step."""
+        budget = self.arbiter.budget
+        if budget is None:
+            return
+        if not self.may_step:
+            raise OverBudget("drafting may take no more now")
+        if self._spent_before is None:
+            self._spent_before = budget.spent
 
     @contextmanager
     def _turn(self, worth: float) -> Iterator[None]:

@@ -2,7 +2,8 @@
 
 By the wall clock a context sleeps for what is left of a step's time after the step itself, so that a laptop
 behaves in time as that hardware does; by a virtual clock the step takes no time and all of it is charged.
-A machine that is slower than the profile cannot be hidden: `Lateness` says so once. Imports no torch.
+A machine that is slower than the profile cannot be hidden: `Lateness` says so once. What passes take here,
+without a profile, is measured by `pass_seconds`. Imports no torch.
 """
 
 from __future__ import annotations
@@ -12,8 +13,11 @@ from collections.abc import Callable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field, replace
 
+import numpy as np
+
 from vlm_spec_decode.core.choices import Logits
 from vlm_spec_decode.core.errors import VsdError
+from vlm_spec_decode.core.images import rgb_image
 from vlm_spec_decode.core.ports import (
     NO_NODES,
     Clock,
@@ -39,6 +43,9 @@ SLOWER = "this machine is slower than the hardware profile"
 JUDGED_STEPS = 8
 LATE_SHARE = 0.05
 """After so many steps, a machine is slower if its late seconds are more than this share of the profile's."""
+
+TIMES = 3
+"""How often a pass is run to be timed."""
 
 log = logging.getLogger(__name__)
 
@@ -324,3 +331,24 @@ def paced_target(target: Model, hardware: HardwareProfile, clock: Clock) -> Pace
 def _own(request: ScoreRequest) -> _PassContext:
     assert isinstance(request.context, _PassContext)
     return request.context
+
+
+def pass_seconds(model: Model, clock: Clock, *sizes: int) -> tuple[float, ...]:
+    """Return the seconds of a pass after a short prompt, over each of `sizes` drafted tokens; 0: of a step.
+
+    The shortest of `TIMES` each: what else the machine does only adds.
+    """
+    pixels = np.full((64, 64, 3), 128, dtype=np.uint8)
+    context = model.open(Observation(rgb_image(pixels), "go"))
+    context.prefill()
+    times: list[list[float]] = [[] for _ in sizes]
+    prefix = Tokens()
+    for _ in range(TIMES):
+        for size, found in zip(sizes, times, strict=True):
+            prefix += (0,)
+            nodes = tuple(range(size))
+            started_s = clock.now()
+            context.choose(prefix, (nodes, nodes))
+            found.append(clock.now() - started_s)
+    context.close()
+    return tuple(map(min, times))

@@ -101,7 +101,10 @@ NAMESPACE = Argument("namespace", "", "Namespace of the nodes.")
 RVIZ = Argument("rviz", "false", "Also start rviz2 (of your ROS installation).", YES_NO)
 
 STRATEGY = parameter("strategy")
-DECODING = (STRATEGY, parameter("objective"), parameter("draft"), parameter("image_budget_s"))
+DECODING = (
+    STRATEGY,
+    *map(parameter, ("objective", "draft", "draft_budget", "image_budget_s")),
+)
 """How the VLM node decodes."""
 
 MISSION = (

@@ -100,7 +100,7 @@ class LevelTree:
         """Add one level, choose how many nodes would be sent, and see whether that was worth it."""
         params, started_s = config.params, clock.now()
         open_paths = [p for p in self.level if self._goes_on(p, params)]
-        if not open_paths or self.depth >= MAX_DEPTH:
+        if not open_paths or self.depth >= MAX_DEPTH or (self.chosen and not drafter.may_step):
             self.is_done = True
             return
         found = self._children(drafter, open_paths, config)
@@ -239,7 +239,7 @@ def _draft_ahead(
         event = verifier.poll()
         # No step begins that would probably outlast the verdict: RTT + T_v as measured.
         left_s = asked_s + cost.wait.seconds - clock.now() if cost.wait.seconds else math.inf
-        is_open = not config.params.ends(len(path), path[-1]) if path else False
+        is_open = bool(path) and not config.params.ends(len(path), path[-1]) and drafter.may_step
         if event is None and is_open and cost.step.seconds(1) <= left_s and not (ahead and ahead.is_done):
             if not supposed:
                 # The verdict is supposed to accept the path; its own token, to be the draft's first choice.

@@ -60,6 +60,8 @@ No tokens mean that `EdgeConfig.preview` holds something new.
 class Strategy:
     """A decoding strategy: both halves, whether the edge drafts, and its source.
 
+    `waits_for_drafts`: without a draft of the edge the cloud half may never begin the next pass. While the
+    edge may not draft, such answers are decoded without drafts, by another strategy.
     `needs_helper`: the cloud half needs a copy of the draft beside the target. `recalls`: it can use a
     draft that is sent with the question. `rules` are those under which it is exact.
     """
@@ -69,6 +71,7 @@ class Strategy:
     cloud: Callable[[], CloudPolicy]
     drafts: bool
     source: str
+    waits_for_drafts: bool = True
     needs_helper: bool = False
     recalls: bool = False
     rules: tuple[str, ...] = ("coupled",)
@@ -147,13 +150,14 @@ def choose(choices: Choices, row: int, prefix: Tokens, config: EdgeConfig) -> in
 def draft_chain(drafter: Drafter, prefix: Tokens, config: EdgeConfig, chain: Tokens = ()) -> Tokens:
     """Draft up to γ tokens after `prefix`, going on from `chain`; stop early at the answer's end.
 
-    A token that the grammar forces costs no step, any other one.
+    A token that the grammar forces costs no step, any other one. A chain is shorter where no step may be run;
+    raises OverBudget if there is none to begin with.
     """
     if chain and chain[-1] in config.params.stop_ids:
         return chain
     # Drafts beyond the answer's end could never be accepted.
     room = min(config.draft_length, config.params.max_tokens - len(prefix))
-    while len(chain) < room:
+    while len(chain) < room and (drafter.may_step or not chain):
         # The grammar's run has one legal token at each position: both ends know it without a step.
         chain += forced_run(drafter, config.tracer, prefix + chain)[: room - len(chain)] or (
             draft_token(drafter, prefix + chain, config),

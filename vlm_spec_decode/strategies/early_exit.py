@@ -65,7 +65,7 @@ def _await_verdict(
     while True:
         event = verifier.poll()
         waiting = [job for job in jobs.values() if not job.done]
-        if event is None and waiting:
+        if event is None and waiting and drafter.may_step:
             # The likeliest outcome first: its draft is the one that is most probably used.
             max(waiting, key=lambda job: job.confidence).step(prefix, drafter, config)
             continue

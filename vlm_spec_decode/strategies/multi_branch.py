@@ -109,6 +109,8 @@ class BranchTree:
         """
         growing = sorted(filter(self._goes_on, self.chains), key=lambda outcome: -self.chances[outcome])
         new = [outcome for outcome in growing if outcome in self._bare]
+        if not self.drafter.may_step:
+            return []
         if self.open_end:
             return [self.open_end, *new]
         left_s = until_s - self.clock.now()
@@ -184,7 +186,8 @@ def edge(
         # RTT + T_v as measured is the time in which drafting costs nothing.
         budget = branch_budget(window.seconds, config.draft_length, step)
         cache = BranchTree(drafter=drafter, prefix=prefix, config=config, clock=clock, cost=step)
-        cache.expect(chain, budget, eta.value)
+        if drafter.may_step:
+            cache.expect(chain, budget, eta.value)
         room = f"{budget} fit into {1000 * window.seconds:.0f} ms"
         config.tracer.decided(f"{len(cache.chains)} branches; {room}, acceptance {eta.value:.2f}")
         until_s = sent_s + (window.seconds or math.inf)

@@ -33,17 +33,17 @@ class AssumedLine:
             draft_token(drafter, path, config),
         )
 
-    def is_complete(self, committed: Tokens, config: EdgeConfig) -> bool:
-        """Tell whether the line is as long as it may become."""
+    def is_complete(self, committed: Tokens, drafter: Drafter, config: EdgeConfig) -> bool:
+        """Tell whether the line is as long as it may become, or may become now."""
         path = committed + self.tokens
-        ended = bool(self.tokens) and config.params.ends(len(path), path[-1])
+        ended = bool(self.tokens) and (config.params.ends(len(path), path[-1]) or not drafter.may_step)
         return ended or len(self.tokens) >= BATCHES * config.draft_length
 
-    def is_due(self, committed: Tokens, config: EdgeConfig) -> bool:
+    def is_due(self, committed: Tokens, drafter: Drafter, config: EdgeConfig) -> bool:
         """A full batch goes, and a short one if the cloud would idle: the first token after a rollback (fast
         pre-verification), or what there is when drafting runs long (latency-aware truncation)."""
         unsent = len(self.tokens) - self.sent
-        is_cut = not self.sent or self.is_complete(committed, config)
+        is_cut = not self.sent or self.is_complete(committed, drafter, config)
         return unsent >= config.draft_length or (unsent > 0 and is_cut)
 
     def batch(self, committed: Tokens, config: EdgeConfig) -> DraftMessage:
@@ -70,11 +70,11 @@ def edge(
     line = AssumedLine()
     event: Event | None
     while not sequence.finished:
-        if line.is_due(sequence.tokens, config):
+        if line.is_due(sequence.tokens, drafter, config):
             verifier.submit(line.batch(sequence.tokens, config))
         # With two batches ahead there is nothing to draft before a verdict: wait. Else draft on, and only
         # look.
-        if line.is_complete(sequence.tokens, config):
+        if line.is_complete(sequence.tokens, drafter, config):
             event = verifier.wait(config.timeout_s)
         else:
             line.extend(sequence.tokens, drafter, config)

@@ -56,7 +56,15 @@ from vlm_spec_decode_msgs.srv import Approve
 
 OF_ENGINE = (
     *("cloud", "keys", "draft", "strategy", "rule", "objective", "temperature", "seed", "max_tokens"),
-    *("draft_length", "image_budget_s", "answer_timeout_s", "connect_timeout_s", "grammar", "threads"),
+    *(
+        "draft_length",
+        "draft_budget",
+        "image_budget_s",
+        "answer_timeout_s",
+        "connect_timeout_s",
+        "grammar",
+        "threads",
+    ),
 )
 """Fields of `EdgeSettings` that are parameters of the node, by the same names."""
 

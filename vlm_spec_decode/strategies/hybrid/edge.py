@@ -107,6 +107,8 @@ class EdgeController:
     heard: list[list[tuple[RunningMean, int, float]]] = field(default_factory=list)
     _drafted_s: float = 0.0
     _steps: int = 0
+    _was_free: bool = True
+    """Whether a step might have been run whenever one was asked for since the last commit."""
     _paid_until_s: float = 0.0
     _heard_s: float = 0.0
 
@@ -127,8 +129,13 @@ class EdgeController:
         """Return the nodes of the next draft step: as many as are worth their share of its time.
 
         A row of weight w pays if it adds more than the time it takes would add elsewhere. Drafting stops
-        once it has outlasted a pass: then the cloud may be waiting for this thread.
+        once it has outlasted a pass: then the cloud may be waiting for this thread. None may be run while
+        drafting takes as much of this computer as it may: runs that cost no step are sent all the same.
         """
+        if not tree.drafter.may_step:
+            self._was_free = False
+            self.config.tracer.decided("no more drafts: draft_budget is used up")
+            return []
         if self.shared:
             self.config.tracer.decided(self.shared.why())
             return self.shared.rows(tree)
@@ -199,7 +206,7 @@ class EdgeController:
         have, go on meanwhile. Where the target runs on this processor there is no such time.
         """
         preview = self.config.preview
-        if preview is None or not preview.is_wanted or self.shared:
+        if preview is None or not preview.is_wanted or self.shared or not tree.drafter.may_step:
             return None
         end, _ = tree.best_path()
         return end if not end.expanded and tree.may_go_on(end) else None
@@ -263,8 +270,10 @@ class EdgeController:
         # A commit that comes during a probe is read after it: that delays an answer, its end most of all.
         record, now_s = self.config.record, self.clock.now()
         record.total_s, self._heard_s = record.total_s + now_s - self._heard_s, now_s
-        self.drafting.learn(event.node > 0, is_doubtful, may_probe=record.may_probe(self.step.base_s))
-        self._drafted_s, self._steps = 0.0, 0
+        # Where nothing might be drafted, that nothing has helped says nothing.
+        if self._was_free:
+            self.drafting.learn(event.node > 0, is_doubtful, may_probe=record.may_probe(self.step.base_s))
+        self._drafted_s, self._steps, self._was_free = 0.0, 0, True
 
 
 MIN_MATCH = 2
@@ -350,6 +359,7 @@ STRATEGY = Strategy(
     cloud=Cloud,
     drafts=True,
     source="ours; docs/decoding.md",
+    waits_for_drafts=False,
     recalls=True,
     rules=RULES,
 )
