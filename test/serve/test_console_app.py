@@ -85,6 +85,8 @@ def test_a_yes_or_a_word_is_for_what_the_page_shows():
         question = {"mission": asked["mission"], "step": asked["step"]}
         assert "any more" in other.command("approve", **first)["detail"]
         assert page.command("reply", word="the red", **question | {"mission": "another"})["type"] == "refused"
+        long = page.command("reply", word="x" * 1990, **question)
+        assert (long["type"], "room for" in long["detail"]) == ("refused", True)
         assert page.command("reply", word=" the red ", **question)["type"] == "done"
         assert "answered already" in other.command("reply", word="the blue chair", **question)["detail"]
         second = shown(page.until(lambda event: event.get("state") == "proposed" and event["step"] == 2))
