@@ -106,7 +106,9 @@ ASKS = ["red chair , blue chair . the red or the blue one ? ask()"]
 
 
 @pytest.mark.parametrize("words", [["x" * 1990, "the red one"], ["x" * 1990] * 5], ids=["once", "always"])
-def test_a_word_that_cannot_be_used_is_asked_for_again_with_the_reason(stage: Stage, words: list[str]) -> None:
+def test_a_word_that_cannot_be_used_is_asked_for_again_with_the_reason(
+    stage: Stage, words: list[str]
+) -> None:
     asked: list[str] = []
 
     def reply(question: str) -> str:

@@ -11,15 +11,13 @@ import time
 import pytest
 import websockets.exceptions
 
-from test.serve.console_rig import COMMANDER, VIEWER, Client, rig, wait_for
+from test.serve.console_rig import COMMANDER, VIEWER, Client, SlowRobot, rig, wait_for
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.errors import ConfigError, RobotError
 from vlm_spec_decode.serve.access import bind_address
 from vlm_spec_decode.serve.console import settings as console_settings
 from vlm_spec_decode.serve.console.app import MAX_MESSAGE_CHARS
-from vlm_spec_decode.serve.console.commands import CommandDesk, ConsoleRobot, Page
-from vlm_spec_decode.serve.console.state import ConsoleState, RobotFacts
-from vlm_spec_decode.serve.console.video import VideoFeed
+from vlm_spec_decode.serve.console.commands import STOP_AGAIN_S, CommandDesk, Page
 
 pytestmark = pytest.mark.alone
 
@@ -296,23 +294,6 @@ def test_the_command_serves_prints_its_links_and_ends_with_ctrl_c(tmp_path):
     assert links["command"] in log
 
 
-class SlowRobot(ConsoleRobot):
-    """A robot whose commands take for ever; its stop does not."""
-
-    def __init__(self):
-        self.state = ConsoleState(RobotFacts(name="slow", title="slow"), WallClock())
-        self.video = VideoFeed()
-        self.free = threading.Event()
-
-    def instruct(self, instruction, *, approve, queue):
-        self.free.wait(20)
-
-    withdraw = approve = reply = release = drive = end_drive = lambda self, *_: None
-
-    def stop(self):
-        return "stopped"
-
-
 def test_a_stop_waits_for_no_other_command():
     robot = SlowRobot()
     desk = CommandDesk(robot, WallClock())
@@ -322,6 +303,45 @@ def test_a_stop_waits_for_no_other_command():
     assert desk.stop(page).result(1.0) == "stopped"
     robot.free.set()
     desk.close()
+
+
+@pytest.mark.parametrize("way", ["web socket", "request"])
+def test_a_stop_of_all_stops_each_and_waits_for_none_that_hangs_or_fails(way):
+    second, third = SlowRobot("second"), SlowRobot("third")
+    third.fault = RobotError("no standstill was confirmed")
+    with rig(["done()"], others=(second, third)) as served:
+        viewer = Client(served.port, VIEWER)
+        robots = json.loads(get(served, "/api/robots", VIEWER)[1])["robots"]
+        assert [each["name"] for each in robots] == ["fake", "second", "third"]
+        second.stops_end.clear()
+        told = []
+
+        def stop():
+            if way == "request":
+                told.append(json.loads(get(served, "/api/stop", VIEWER, "POST")[1]))
+            else:
+                told.append(viewer.command("stop_all"))
+
+        asker = threading.Thread(target=stop)
+        asker.start()
+        # That of the second robot hangs: those of the others do not wait for it.
+        wait_for(lambda: served.robot.is_stopped and second.stops and third.stops, 2.0)
+        second.stops_end.set()
+        asker.join(5)
+        detail = told[0]["detail"]
+        assert detail.startswith("fake: stands after")
+        assert detail.endswith("; second: stopped; third: no standstill was confirmed")
+        assert told[0].get("stopped", told[0].get("type")) in {False, "refused"}
+        third.fault = None
+        time.sleep(STOP_AGAIN_S)  # a stop within this time is the one before
+        assert viewer.command("stop_all")["type"] == "done"
+        # Each robot's own pages are told, too, who has stopped it.
+        other = Client(served.port, robot="third")
+        log = other.until(lambda event: event["type"] == "commands")["commands"]
+        assert log[-1]["command"] == "stop"
+        assert log[-1]["who"].startswith("viewer@")
+        viewer.close()
+        other.close()
 
 
 def test_beyond_loopback_only_with_tokens_and_the_link_is_one_that_others_reach(tmp_path, monkeypatch):

@@ -111,7 +111,9 @@ class MissionLoop:
         longer = f"{self.instruction} . {word}"
         if len(longer) > MAX_INSTRUCTION_CHARS:
             room = max(0, MAX_INSTRUCTION_CHARS - (len(longer) - len(word)))
-            raise InstructionError(f"the reply has {len(word)} characters; the instruction has room for {room}")
+            raise InstructionError(
+                f"the reply has {len(word)} characters; the instruction has room for {room}"
+            )
         return longer
 
     def go_on_with(self, word: str) -> None:

@@ -254,9 +254,7 @@ class MissionEvents:
         """Take a yes or no to a plan from now on. Called before it is shown: a reply may be quick."""
         self._expect("approval", step, plan)
 
-    def expect_word(
-        self, step: int, question: str, check: Callable[[str], object] = lambda _: None
-    ) -> None:
+    def expect_word(self, step: int, question: str, check: Callable[[str], object] = lambda _: None) -> None:
         """Take the operator's word on a question from now on. Called before it is shown.
 
         `check` raises InstructionError for a word that cannot be used; it is called on the sender's thread.

@@ -18,7 +18,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from importlib.resources import files
@@ -36,7 +36,7 @@ from vlm_spec_decode.core.errors import UsageError, VsdError
 from vlm_spec_decode.core.page import style
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.serve.access import AccessKeys, HttpLimits
-from vlm_spec_decode.serve.console.commands import CommandDesk, ConsoleRobot, Page
+from vlm_spec_decode.serve.console.commands import CommandDesk, ConsoleRobot, Page, stop_all
 from vlm_spec_decode.serve.console.state import Event, encode
 from vlm_spec_decode.serve.console.video import VideoFrame
 from vlm_spec_decode.serve.guard import STATUS, Guard, bearer
@@ -182,14 +182,15 @@ class Console:
 
     async def _stop(self, request: Request) -> Response:
         """Stop a robot, or all, without a WebSocket: for a page whose connection is gone, and for scripts."""
-        name = request.query_params.get("robot", "")
-        desks = [self.desks[name]] if name in self.desks else list(self.desks.values())
-        page = self._page(request.scope)
-        stops = [asyncio.wrap_future(desk.stop(page)) for desk in desks]
-        found = await asyncio.gather(*stops, return_exceptions=True)
-        is_done = not any(isinstance(each, BaseException) for each in found)
-        told = {"stopped": is_done, "detail": [str(each) for each in found]}
-        return JSONResponse(told, status_code=200 if is_done else 500, headers=HEADERS)
+        desk, page = self.desks.get(request.query_params.get("robot", "")), self._page(request.scope)
+        stop = asyncio.wrap_future(desk.stop(page) if desk else self._stop_all(page))
+        await asyncio.wait((stop,))
+        fault = stop.exception()
+        told = {"stopped": fault is None, "detail": str(fault or stop.result())}
+        return JSONResponse(told, status_code=200 if fault is None else 500, headers=HEADERS)
+
+    def _stop_all(self, page: Page) -> Future[str]:
+        return stop_all(self.desks.values(), page)
 
     async def _frame(self, request: Request) -> Response:
         """Send the picture that an answer was about."""
@@ -217,7 +218,7 @@ class Console:
         self._pages += 1
         page = self._page(socket.scope)
         log.info("%s: opens the page of %s", page.who, desk.robot.state.facts.name)
-        connection = _EventSocket(socket, desk, page)
+        connection = _EventSocket(socket, desk, page, self._stop_all)
         try:
             await connection.serve()
         finally:
@@ -245,8 +246,10 @@ class Console:
 class _EventSocket:
     """One page's WebSocket of events. The state calls `_put` from any thread."""
 
-    def __init__(self, socket: WebSocket, desk: CommandDesk, page: Page) -> None:
-        self._socket, self._desk, self._page = socket, desk, page
+    def __init__(
+        self, socket: WebSocket, desk: CommandDesk, page: Page, stop_all: Callable[[Page], Future[str]]
+    ) -> None:
+        self._socket, self._desk, self._page, self._stop_all = socket, desk, page, stop_all
         self._loop = asyncio.get_running_loop()
         self._waiting: list[Event | str] = []
         self._news = asyncio.Event()
@@ -309,6 +312,8 @@ class _EventSocket:
             number, kind = message.get("id"), message.get("type")
             if kind == "drive":
                 self._desk.drive(self._page, message)
+            elif kind == "command" and message.get("command") == "stop_all":
+                self._reply_later(number, self._stop_all(self._page))
             elif kind == "command":
                 self._reply_later(number, self._desk.command(self._page, message))
             elif kind == "replay":
