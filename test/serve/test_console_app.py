@@ -1,7 +1,10 @@
 """The console without a browser: who may do what, the stop, the dead man's switch, hostile requests."""
 
+import base64
+import hashlib
 import http.client
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -165,7 +168,8 @@ def test_a_stop_needs_no_web_socket(served):
 @pytest.mark.parametrize(
     ("path", "token", "status"),
     [
-        ("/", "", 200), ("/static/main.js", "", 200), ("/static/theme.css", "", 200),
+        ("/", "", 200), ("/static/main.js", "", 200), ("/static/map.js", "", 200),
+        ("/static/index.html", COMMANDER, 404),
         ("/api/robots", COMMANDER, 200), ("/api/robots", "", 401), ("/api/robots", "wrong" * 5, 401),
         ("/api/frame/fake/page-1/1", "", 401), ("/api/frame/fake/none/1", COMMANDER, 404),
         ("/api/frame/other/none/1", COMMANDER, 404), ("/static/../app.py", COMMANDER, 404),
@@ -192,7 +196,26 @@ def test_the_page_runs_nothing_that_is_not_its_own(served):
 def test_the_page_is_small():
     total = sum(len(each.data) for each in console_files().values())
     assert total <= 400_000
-    assert set(console_files()) >= {"/", "/static/main.js", "/static/theme.css", "/static/console.css"}
+    assert set(console_files()) >= {"/", "/static/main.js", "/static/connection.js"}
+
+
+def test_what_is_drawn_first_is_in_one_file(served):
+    """The style sheets are inside, by their digest; scripts wait until it is read, and all are named."""
+    answer, body = get(served, "/", "")
+    page = body.decode()
+    assert 'rel="stylesheet"' not in page
+    assert "--ground: " in page  # the theme
+    assert ".stop-bar {" in page
+    assert page.index(".stop-bar {") < page.index("<body>")
+    sheet = page.partition("<style>")[2].partition("</style>")[0].encode()
+    digest = base64.b64encode(hashlib.sha256(sheet).digest()).decode()
+    assert f"style-src 'self' 'sha256-{digest}';" in answer.headers["Content-Security-Policy"]
+    other = get(served, "/static/main.js", "")[0].headers["Content-Security-Policy"]
+    assert "style-src 'self';" in other
+    scripts = re.findall(r"<script\b[^>]*>", page)
+    assert scripts == ['<script type="module" src="/static/main.js">']  # which blocks nothing
+    preloaded = set(re.findall(r'rel="modulepreload" href="([^"]+)"', page))
+    assert preloaded | {"/", "/static/main.js"} == set(console_files())
 
 
 def console_files():

@@ -368,6 +368,30 @@ def test_a_token_as_openssl_writes_it_opens_the_page(browser):
         assert page.faults == []
 
 
+def test_the_page_and_its_stop_are_drawn_while_its_scripts_are_still_on_their_way(browser, served):
+    page = browser.new_context(viewport=PHONE).new_page()
+    held = []
+
+    def hold(route):
+        held.append(route)
+
+    page.route("**/static/*", hold)
+    page.goto(served.link(), wait_until="commit")
+    painted = "performance.getEntriesByName('first-contentful-paint').length"
+    wait_for(lambda: page.evaluate(painted))
+    assert held
+    stop = page.locator("#stop")
+    box = stop.bounding_box()
+    assert box["y"] + box["height"] <= PHONE["height"]
+    assert box["height"] >= 44
+    red = "one => getComputedStyle(one).backgroundColor"
+    assert stop.evaluate(red) == "rgb(179, 38, 30)"
+    assert page.inner_text("#chip-page") == "page connecting"
+    assert page.is_hidden("#decision")
+    page.unroute("**/static/*")  # which also lets those go on that were held
+    page.wait_for_selector("#chip-page.good")
+
+
 SEEN = {
     "a keyboard over the page": ((390, 410, 0, 0), True),
     "a keyboard, and the page moved up": ((390, 410, 0, 60), True),

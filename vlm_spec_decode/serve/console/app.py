@@ -66,7 +66,7 @@ VIDEO_HZ, FRAMES_ON_THE_WAY = 15.0, 2
 
 LIMITS = HttpLimits(body_bytes=16_384, connections=128)
 
-TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+TYPES = {"html": "text/html", "js": "text/javascript"}
 CONTENT_POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -91,16 +91,21 @@ HEADERS = {
 
 
 class StaticFile:
-    """One file of the page, with its compressed form and its tag."""
+    """One file of the page, with its compressed form and its tag. `style` is the style sheet inside it."""
 
-    def __init__(self, name: str, data: bytes) -> None:
+    def __init__(self, name: str, data: bytes, style: str = "") -> None:
         self.kind = f"{TYPES[name.rpartition('.')[2]]}; charset=utf-8"
         self.data, self.small = data, gzip.compress(data, mtime=0)
+        # By its digest: no other style sheet counts, were one ever written into the page.
+        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+        sources = f"'self' 'sha256-{digest}'" if style else "'self'"
+        self.policy = CONTENT_POLICY.replace("style-src 'self'", f"style-src {sources}")
         self.tag = f'"{hashlib.sha256(data).hexdigest()[:20]}"'
 
     def response(self, request: Request) -> Response:
         """Return the file, or that the browser has it."""
         headers = {**HEADERS, "ETag": self.tag, "Vary": "Accept-Encoding"}
+        headers["Content-Security-Policy"] = self.policy
         if request.headers.get("if-none-match") == self.tag:
             return Response(status_code=304, headers=headers)
         if "gzip" not in request.headers.get("accept-encoding", ""):
@@ -111,15 +116,18 @@ class StaticFile:
 def static_files() -> dict[str, StaticFile]:
     """Return the files of the page by their paths; the page itself is `/`.
 
-    The theme is the reports', too, and lies where they read it.
+    Its style sheets are inside it, so that it is drawn, with its stop, before anything else has come. The
+    theme is the reports', too, and lies where they read it.
     """
-    theme = "theme.css"
-    found = {f"/static/{theme}": StaticFile(theme, style(theme).encode())}
-    for each in files(__package__).joinpath("static").iterdir():
-        if each.name.rpartition(".")[2] in TYPES:
-            path = "/" if each.name == "index.html" else f"/static/{each.name}"
-            found[path] = StaticFile(each.name, each.read_bytes())
-    return found
+    read = {each.name: each.read_text("utf-8") for each in files(__package__).joinpath("static").iterdir()}
+    sheets = {"theme.css": style("theme.css")}
+    sheets |= {name: read.pop(name) for name in tuple(read) if name.endswith(".css")}
+    page, whole = read.pop("index.html"), "\n".join(sheets.values())
+    for name in sheets:
+        page = page.replace(f'<link rel="stylesheet" href="/static/{name}">\n', "")
+    page = page.replace("</head>", f"<style>{whole}</style>\n</head>")
+    found = {"/": StaticFile("index.html", page.encode(), whole)}
+    return found | {f"/static/{name}": StaticFile(name, text.encode()) for name, text in read.items()}
 
 
 def token_of(scope: Scope) -> str:
