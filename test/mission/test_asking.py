@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 
@@ -11,6 +12,8 @@ from test.mission.scripted import EchoExecutor, ScriptedEngine
 from test.mission.test_runner import QUICK, World
 from vlm_spec_decode.actions.plan import PlanStatus
 from vlm_spec_decode.actions.types import Ask, Forward
+from vlm_spec_decode.core.errors import InstructionError
+from vlm_spec_decode.core.types import MAX_INSTRUCTION_CHARS
 from vlm_spec_decode.edge.mission_loop import MissionLoop
 from vlm_spec_decode.mission.state import Answer, MissionStatus, Shown
 
@@ -76,6 +79,40 @@ def test_a_word_is_added_to_the_instruction_and_a_question_is_no_history() -> No
     mission.go_on_with(" the blue one ")
     assert (mission.instruction, mission.history) == ("go to the chair . the blue one", ["turn(60)"])
     assert not mission.is_asking
+    room = MAX_INSTRUCTION_CHARS - len("go to the chair . the blue one . ")
+    with pytest.raises(InstructionError, match=f"has room for {room}"):
+        mission.go_on_with("x" * (room + 1))
+    assert mission.instruction == "go to the chair . the blue one"
+    mission.go_on_with("x" * room)
+    assert len(mission.instruction) == MAX_INSTRUCTION_CHARS
+
+
+LONG = "x" * (MAX_INSTRUCTION_CHARS - 10)
+
+
+def test_a_word_that_makes_the_instruction_too_long_is_refused_and_the_mission_goes_on_waiting() -> None:
+    world = World(ScriptedEngine(ASKS), EchoExecutor(), replace(QUICK, reply_s=0.6))
+    refused: list[str] = []
+
+    def reply() -> None:
+        until_s = time.monotonic() + 20
+        while not world.feed.waits_for_word and time.monotonic() < until_s:
+            time.sleep(0.002)
+        for _ in range(3):  # longer in all than a question waits: each refusal gives as much time again
+            time.sleep(0.35)
+            try:
+                world.feed.put_word(LONG)
+            except InstructionError as error:
+                refused.append(str(error))
+        world.feed.put_word("the red one")
+
+    thread = threading.Thread(target=reply, daemon=True)
+    thread.start()
+    assert world.run().status == "done"
+    thread.join(5)
+    assert len(refused) == 3
+    assert all("the instruction has room for" in each for each in refused)
+    assert world.engine.seen[1].instruction == "walk to the red ball . the red one"
 
 
 def test_a_reply_that_comes_with_the_question_is_not_lost() -> None:

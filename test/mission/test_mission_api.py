@@ -102,6 +102,32 @@ def test_a_mission_can_be_run_again(stage: Stage) -> None:
     assert stage.fake.true_pose[0] == pytest.approx(0.2, abs=0.1)
 
 
+ASKS = ["red chair , blue chair . the red or the blue one ? ask()"]
+
+
+@pytest.mark.parametrize("words", [["x" * 1990, "the red one"], ["x" * 1990] * 5], ids=["once", "always"])
+def test_a_word_that_cannot_be_used_is_asked_for_again_with_the_reason(
+    stage: Stage, words: list[str]
+) -> None:
+    asked: list[str] = []
+
+    def reply(question: str) -> str:
+        asked.append(question)
+        return words[len(asked) - 1]
+
+    engine = ScriptedEngine([ASKS, ["there. done()"]])
+    result = Mission(engine, stage.robot, reply=reply, settings=QUICK).run("walk to a chair")
+    assert asked[0] == "the red or the blue one ?"
+    reason = "the reply has 1990 characters; the instruction has room for 1982. the red or the blue one ?"
+    assert asked[1:] == [reason] * (len(asked) - 1)
+    if words[1] == "the red one":
+        assert (result.status, len(asked)) == ("done", 2)
+        assert engine.seen[1].instruction == "walk to a chair . the red one"
+    else:  # no callback keeps a robot busy for ever
+        assert (result.status, len(asked)) == ("cancelled", 3)
+        assert result.detail == "the robot's question was not answered"
+
+
 class Walks:
     """An `on_event` that does `then` as soon as the robot walks."""
 

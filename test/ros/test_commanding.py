@@ -140,6 +140,8 @@ def test_a_reply_goes_to_the_question_that_it_names_and_counts_once(start, event
     asker.ask("the red one", "one", reply=True)
     assert eventually(lambda: asker.acks("two") == ["taken", "refused"])
     assert eventually(lambda: asker.acks("one") == ["refused"] * 2)
+    asker.ask("x" * 1990, "two", reply=True, step=1)
+    assert eventually(lambda: asker.acks("two").count("refused") == 2)
     for _ in range(2):  # the second one is only acknowledged: it does not answer the next question
         asker.ask("the red one", "two", reply=True, step=1)
     assert eventually(lambda: asker.acks("two").count("taken") == 3)
@@ -147,12 +149,14 @@ def test_a_reply_goes_to_the_question_that_it_names_and_counts_once(start, event
     time.sleep(0.3)
     assert len(source.engine.seen) == 2
     asker.ask("go on", "three", queue=True)
+    asker.ear.say("x" * 1990)  # too long with what there is: refused, and the mission goes on waiting
+    assert eventually(lambda: "failed" in asker.states(""))
     asker.ear.say("really the red one")  # text without a name is a reply while somebody waits for one
     assert eventually(lambda: "done" in asker.states("two"))
     assert source.engine.seen[2].instruction == "go to the chair . the red one . really the red one"
     assert eventually(lambda: "answering" in asker.states("three"))
     asker.ask("the blue one", reply=True)
-    assert eventually(lambda: asker.acks("") == ["refused"])
+    assert eventually(lambda: asker.acks("") == ["refused"] * 2)
     assert asker.states("three")[-1] == "answering", "a reply is never an instruction"
 
 

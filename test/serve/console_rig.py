@@ -2,9 +2,11 @@
 
 import json
 import shutil
+import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from typing import Any
 
 import websockets.sync.client
 
@@ -19,7 +21,10 @@ from vlm_spec_decode.robot.fake import SPEC, Disc, FakeCamera, FakeRobot
 from vlm_spec_decode.robot.registry import RobotParts
 from vlm_spec_decode.serve.access import AccessKeys, BindAddress, make_key
 from vlm_spec_decode.serve.console.app import LIMITS, SUBPROTOCOL, Console
+from vlm_spec_decode.serve.console.commands import ConsoleRobot
 from vlm_spec_decode.serve.console.edge_robot import EdgeRobot
+from vlm_spec_decode.serve.console.state import ConsoleState, RobotFacts
+from vlm_spec_decode.serve.console.video import VideoFeed
 from vlm_spec_decode.serve.server import HttpServer
 
 BROWSER = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
@@ -28,13 +33,42 @@ KEYS = AccessKeys([make_key("commander", COMMANDER, ("command",)), make_key("vie
 FENCE = ((-3.0, -3.0), (6.0, -3.0), (6.0, 3.0), (-3.0, 3.0))
 
 
+class SlowRobot(ConsoleRobot):
+    """A robot whose instructions take until `free`; its stop until `stops_end`, and it raises `fault`."""
+
+    def __init__(self, name: str = "slow") -> None:
+        self.state, self.video = ConsoleState(RobotFacts(name=name, title=name), WallClock()), VideoFeed()
+        self.free, self.stops_end = threading.Event(), threading.Event()
+        self.stops_end.set()
+        self.stops = 0
+        self.fault: Exception | None = None
+
+    def instruct(self, instruction: str, *, approve: bool, queue: bool) -> None:
+        self.free.wait(20)
+
+    withdraw = approve = reply = release = drive = end_drive = lambda self, *_: None
+
+    def stop(self) -> str:
+        self.stops += 1
+        self.stops_end.wait(20)
+        if self.fault is not None:
+            raise self.fault
+        return "stopped"
+
+
 class Rig:
     """The robot, its console, and the server. `script` is what the engine says (see `ScriptedEngine`).
 
-    `capture` replaces the camera.
+    `capture` replaces the camera. The console shows `others`, too.
     """
 
-    def __init__(self, script: list, capture: Callable | None = None, keys: AccessKeys = KEYS) -> None:
+    def __init__(
+        self,
+        script: list,
+        capture: Callable | None = None,
+        keys: AccessKeys = KEYS,
+        others: Sequence[ConsoleRobot] = (),
+    ) -> None:
         clock = WallClock()
         self.fake = FakeRobot(clock, discs=(Disc(2.5, 0.3),))
         self.fake.set_pose(0, 0, 0)
@@ -54,7 +88,7 @@ class Rig:
         self.engine = ScriptedEngine(script)
         settings = MissionSettings(runner=RunnerConfig(fallback="stop"))
         self.edge = EdgeRobot(self.robot, lambda _: OwnedEngine(self.engine), settings, capture=capture)
-        self.console = Console([self.edge], keys)
+        self.console = Console([self.edge, *others], keys)
         self.server = HttpServer(self.console.app, BindAddress("127.0.0.1", 0), None, LIMITS, websockets=True)
         self.server.start()
         self.edge.start()
@@ -78,8 +112,9 @@ class Rig:
 
 
 @contextmanager
-def rig(*script: list[str], capture: Callable | None = None, keys: AccessKeys = KEYS) -> Iterator[Rig]:
-    made = Rig(list(script), capture, keys)
+def rig(*script: list[str], **options: Any) -> Iterator[Rig]:
+    """Serve a rig; `options` are those of `Rig`."""
+    made = Rig(list(script), **options)
     try:
         yield made
     finally:

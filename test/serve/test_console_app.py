@@ -1,7 +1,10 @@
 """The console without a browser: who may do what, the stop, the dead man's switch, hostile requests."""
 
+import base64
+import hashlib
 import http.client
 import json
+import re
 import signal
 import subprocess
 import sys
@@ -11,15 +14,13 @@ import time
 import pytest
 import websockets.exceptions
 
-from test.serve.console_rig import COMMANDER, VIEWER, Client, rig, wait_for
+from test.serve.console_rig import COMMANDER, VIEWER, Client, SlowRobot, rig, wait_for
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.errors import ConfigError
+from vlm_spec_decode.core.errors import ConfigError, RobotError
 from vlm_spec_decode.serve.access import bind_address
 from vlm_spec_decode.serve.console import settings as console_settings
 from vlm_spec_decode.serve.console.app import MAX_MESSAGE_CHARS
-from vlm_spec_decode.serve.console.commands import CommandDesk, ConsoleRobot, Page
-from vlm_spec_decode.serve.console.state import ConsoleState, RobotFacts
-from vlm_spec_decode.serve.console.video import VideoFeed
+from vlm_spec_decode.serve.console.commands import STOP_AGAIN_S, CommandDesk, Page
 
 pytestmark = pytest.mark.alone
 
@@ -85,6 +86,8 @@ def test_a_yes_or_a_word_is_for_what_the_page_shows():
         question = {"mission": asked["mission"], "step": asked["step"]}
         assert "any more" in other.command("approve", **first)["detail"]
         assert page.command("reply", word="the red", **question | {"mission": "another"})["type"] == "refused"
+        long = page.command("reply", word="x" * 1990, **question)
+        assert (long["type"], "room for" in long["detail"]) == ("refused", True)
         assert page.command("reply", word=" the red ", **question)["type"] == "done"
         assert "answered already" in other.command("reply", word="the blue chair", **question)["detail"]
         second = shown(page.until(lambda event: event.get("state") == "proposed" and event["step"] == 2))
@@ -165,7 +168,8 @@ def test_a_stop_needs_no_web_socket(served):
 @pytest.mark.parametrize(
     ("path", "token", "status"),
     [
-        ("/", "", 200), ("/static/main.js", "", 200), ("/static/theme.css", "", 200),
+        ("/", "", 200), ("/static/main.js", "", 200), ("/static/map.js", "", 200),
+        ("/static/index.html", COMMANDER, 404),
         ("/api/robots", COMMANDER, 200), ("/api/robots", "", 401), ("/api/robots", "wrong" * 5, 401),
         ("/api/frame/fake/page-1/1", "", 401), ("/api/frame/fake/none/1", COMMANDER, 404),
         ("/api/frame/other/none/1", COMMANDER, 404), ("/static/../app.py", COMMANDER, 404),
@@ -192,7 +196,26 @@ def test_the_page_runs_nothing_that_is_not_its_own(served):
 def test_the_page_is_small():
     total = sum(len(each.data) for each in console_files().values())
     assert total <= 400_000
-    assert set(console_files()) >= {"/", "/static/main.js", "/static/theme.css", "/static/console.css"}
+    assert set(console_files()) >= {"/", "/static/main.js", "/static/connection.js"}
+
+
+def test_what_is_drawn_first_is_in_one_file(served):
+    """The style sheets are inside, by their digest; scripts wait until it is read, and all are named."""
+    answer, body = get(served, "/", "")
+    page = body.decode()
+    assert 'rel="stylesheet"' not in page
+    assert "--ground: " in page  # the theme
+    assert ".stop-bar {" in page
+    assert page.index(".stop-bar {") < page.index("<body>")
+    sheet = page.partition("<style>")[2].partition("</style>")[0].encode()
+    digest = base64.b64encode(hashlib.sha256(sheet).digest()).decode()
+    assert f"style-src 'self' 'sha256-{digest}';" in answer.headers["Content-Security-Policy"]
+    other = get(served, "/static/main.js", "")[0].headers["Content-Security-Policy"]
+    assert "style-src 'self';" in other
+    scripts = re.findall(r"<script\b[^>]*>", page)
+    assert scripts == ['<script type="module" src="/static/main.js">']  # which blocks nothing
+    preloaded = set(re.findall(r'rel="modulepreload" href="([^"]+)"', page))
+    assert preloaded | {"/", "/static/main.js"} == set(console_files())
 
 
 def console_files():
@@ -294,23 +317,6 @@ def test_the_command_serves_prints_its_links_and_ends_with_ctrl_c(tmp_path):
     assert links["command"] in log
 
 
-class SlowRobot(ConsoleRobot):
-    """A robot whose commands take for ever; its stop does not."""
-
-    def __init__(self):
-        self.state = ConsoleState(RobotFacts(name="slow", title="slow"), WallClock())
-        self.video = VideoFeed()
-        self.free = threading.Event()
-
-    def instruct(self, instruction, *, approve, queue):
-        self.free.wait(20)
-
-    withdraw = approve = reply = release = drive = end_drive = lambda self, *_: None
-
-    def stop(self):
-        return "stopped"
-
-
 def test_a_stop_waits_for_no_other_command():
     robot = SlowRobot()
     desk = CommandDesk(robot, WallClock())
@@ -320,6 +326,45 @@ def test_a_stop_waits_for_no_other_command():
     assert desk.stop(page).result(1.0) == "stopped"
     robot.free.set()
     desk.close()
+
+
+@pytest.mark.parametrize("way", ["web socket", "request"])
+def test_a_stop_of_all_stops_each_and_waits_for_none_that_hangs_or_fails(way):
+    second, third = SlowRobot("second"), SlowRobot("third")
+    third.fault = RobotError("no standstill was confirmed")
+    with rig(["done()"], others=(second, third)) as served:
+        viewer = Client(served.port, VIEWER)
+        robots = json.loads(get(served, "/api/robots", VIEWER)[1])["robots"]
+        assert [each["name"] for each in robots] == ["fake", "second", "third"]
+        second.stops_end.clear()
+        told = []
+
+        def stop():
+            if way == "request":
+                told.append(json.loads(get(served, "/api/stop", VIEWER, "POST")[1]))
+            else:
+                told.append(viewer.command("stop_all"))
+
+        asker = threading.Thread(target=stop)
+        asker.start()
+        # That of the second robot hangs: those of the others do not wait for it.
+        wait_for(lambda: served.robot.is_stopped and second.stops and third.stops, 2.0)
+        second.stops_end.set()
+        asker.join(5)
+        detail = told[0]["detail"]
+        assert detail.startswith("fake: stands after")
+        assert detail.endswith("; second: stopped; third: no standstill was confirmed")
+        assert told[0].get("stopped", told[0].get("type")) in {False, "refused"}
+        third.fault = None
+        time.sleep(STOP_AGAIN_S)  # a stop within this time is the one before
+        assert viewer.command("stop_all")["type"] == "done"
+        # Each robot's own pages are told, too, who has stopped it.
+        other = Client(served.port, robot="third")
+        log = other.until(lambda event: event["type"] == "commands")["commands"]
+        assert log[-1]["command"] == "stop"
+        assert log[-1]["who"].startswith("viewer@")
+        viewer.close()
+        other.close()
 
 
 def test_beyond_loopback_only_with_tokens_and_the_link_is_one_that_others_reach(tmp_path, monkeypatch):

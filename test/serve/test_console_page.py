@@ -8,7 +8,8 @@ from urllib.parse import quote
 
 import pytest
 
-from test.serve.console_rig import BROWSER, VIEWER, rig, wait_for
+from test.serve.console_rig import BROWSER, VIEWER, SlowRobot, rig, wait_for
+from vlm_spec_decode.core.errors import RobotError
 from vlm_spec_decode.core.token_fates import TokenPiece
 from vlm_spec_decode.serve.access import AccessKeys, make_key
 
@@ -160,6 +161,60 @@ def test_space_and_escape_stop_and_a_text_field_keeps_its_spaces(browser, served
     wait_for(lambda: served.robot.is_stopped)
 
 
+@pytest.mark.parametrize("way", ["pointer", "space", "enter", "no web socket", "no request"])
+def test_one_button_stops_all_robots(browser, way):
+    second = SlowRobot("second")
+    with rig(["done()"], others=(second,)) as served:
+        page = opened(browser, served.link(VIEWER), PHONE)
+        button = page.get_by_role("button", name="STOP ALL ROBOTS")
+        assert button.bounding_box()["height"] >= 44
+        if way == "no web socket":
+            page.evaluate("WebSocket.prototype.send = () => {}")
+        elif way == "no request":
+            page.route("**/api/stop*", lambda route: route.abort())
+        if way in {"space", "enter"}:
+            button.focus()
+            page.keyboard.press(way.title())
+        else:
+            button.click()
+        wait_for(lambda: served.robot.is_stopped and second.stops, 3.0)
+        page.wait_for_selector("#banner:text('All robots were stopped')")
+        assert "second: stopped" in page.inner_text("#banner")
+        time.sleep(0.3)  # so long a request of its own may still be on its way
+        stops = second.stops
+        page.keyboard.press("Escape")  # the other stops are for the robot that is shown
+        page.focus("#zoom-in")
+        page.keyboard.press("Space")
+        page.click("#stop")
+        page.wait_for_selector("#stop:text('STOPPED')")
+        assert second.stops == stops
+        if way == "pointer":
+            served.robot.release()
+            page.wait_for_selector("#banner", state="hidden")
+        assert page.faults == [] or way == "no request"
+
+
+def test_a_stop_that_has_not_reached_every_robot_is_told_and_one_robot_has_no_button_for_all(browser, served):
+    page = opened(browser, served.link(), PHONE)
+    assert page.is_hidden("#stop-all")
+    second = SlowRobot("second")
+    second.fault = RobotError("no locomotion_node answers")
+    with rig(["done()"], others=(second,)) as both:
+        page = opened(browser, both.link(), PHONE)
+        page.click("#stop-all")
+        page.wait_for_selector("#banner:text('not have reached every robot: fake: stands')")
+        assert "second: no locomotion_node answers" in page.inner_text("#banner")
+        page.wait_for_selector("#stop.engaged")  # that this one stands takes nothing back
+        assert "second: no locomotion_node answers" in page.inner_text("#banner")
+        second.fault = None
+        page.click("#stop-all")
+        page.wait_for_selector("#banner:text('All robots were stopped')")
+        assert "every robot" not in page.inner_text("#banner")
+        page.select_option("#robots", "second")
+        page.wait_for_selector("h1:text('second')")
+        assert page.is_visible("#stop-all")
+
+
 def test_the_stop_works_without_the_web_socket(browser, served):
     page = opened(browser, served.link())
     page.evaluate("WebSocket.prototype.send = () => {}")
@@ -191,8 +246,14 @@ def test_hold_to_drive_by_pointer_and_keys_and_a_page_that_dies_lets_go(browser,
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_axe_finds_nothing_and_the_stop_is_on_screen(browser, served, size, scheme):
+def test_axe_finds_nothing_and_the_stop_is_on_screen(browser, size, scheme):
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="axe is not installed").Axe()
+    with rig(["ahead. forward(0.3) "], ["there. done()"], others=(SlowRobot("second"),)) as served:
+        look_through(axe, browser, served, size, scheme)
+
+
+def look_through(axe, browser, served, size, scheme):
+    """Bring a page to each of its views, and ask axe about it; several robots show all that there is."""
     page = opened(browser, served.link(), size, scheme)
     served.edge.state.on_tokens(1, PIECES)
     page.wait_for_selector("#tokens .drafted")
@@ -225,6 +286,7 @@ def test_axe_finds_nothing_and_the_stop_is_on_screen(browser, served, size, sche
         stop = page.locator("#stop").bounding_box()
         assert 0 <= stop["y"] <= stop["y"] + stop["height"] <= size["height"], name
         assert stop["height"] >= 44
+        assert page.is_visible("#stop-all") == (name != "no token"), name
         wide = page.evaluate("document.documentElement.scrollWidth - document.documentElement.clientWidth")
         assert wide <= 0, f"{name}: {wide} px beyond the screen"
         violations = axe.run(page).response["violations"]
@@ -304,6 +366,30 @@ def test_a_token_as_openssl_writes_it_opens_the_page(browser):
         page.wait_for_selector("#video-note", state="hidden")
         assert "command" in page.inner_text("#chip-may")
         assert page.faults == []
+
+
+def test_the_page_and_its_stop_are_drawn_while_its_scripts_are_still_on_their_way(browser, served):
+    page = browser.new_context(viewport=PHONE).new_page()
+    held = []
+
+    def hold(route):
+        held.append(route)
+
+    page.route("**/static/*", hold)
+    page.goto(served.link(), wait_until="commit")
+    painted = "performance.getEntriesByName('first-contentful-paint').length"
+    wait_for(lambda: page.evaluate(painted))
+    assert held
+    stop = page.locator("#stop")
+    box = stop.bounding_box()
+    assert box["y"] + box["height"] <= PHONE["height"]
+    assert box["height"] >= 44
+    red = "one => getComputedStyle(one).backgroundColor"
+    assert stop.evaluate(red) == "rgb(179, 38, 30)"
+    assert page.inner_text("#chip-page") == "page connecting"
+    assert page.is_hidden("#decision")
+    page.unroute("**/static/*")  # which also lets those go on that were held
+    page.wait_for_selector("#chip-page.good")
 
 
 SEEN = {

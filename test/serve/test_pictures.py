@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import io
@@ -19,7 +20,13 @@ from PIL import Image as PilImage
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.serve.openai_api import pictures
 from vlm_spec_decode.serve.openai_api.errors import ApiError
-from vlm_spec_decode.serve.openai_api.pictures import PictureLimits, check_hosts, read_picture
+from vlm_spec_decode.serve.openai_api.pictures import (
+    PictureLimits,
+    check_hosts,
+    fetch_picture,
+    is_remote,
+    read_picture,
+)
 
 LIMITS = PictureLimits(max_bytes=20_000, max_pixels=10_000)
 
@@ -88,6 +95,10 @@ def test_no_decoder_of_another_format_sees_a_picture(monkeypatch: pytest.MonkeyP
             read_picture(url(FILES[kind]), LIMITS)
 
 
+def fetch(url: str, limits: PictureLimits) -> bytes:
+    return read_picture(url, limits, asyncio.run(fetch_picture(url, limits)))
+
+
 class Host:
     """A web server of this machine, and the paths that it was asked for."""
 
@@ -127,7 +138,7 @@ pytestmark = pytest.mark.net
 
 def test_only_a_host_that_is_allowed_by_name_is_asked(host: Host) -> None:
     allowed = PictureLimits(max_bytes=20_000, max_pixels=10_000, hosts=check_hosts((host.name,)))
-    assert read_picture(f"http://{host.name}/a.png", allowed) == file()
+    assert fetch(f"http://{host.name}/a.png", allowed) == file()
     port = host.server.server_port
     others = [f"http://localhost:{port}/a.png", f"http://127.0.0.1/{port}", f"http://u:p@{host.name}/a.png"]
     others += [
@@ -139,9 +150,9 @@ def test_only_a_host_that_is_allowed_by_name_is_asked(host: Host) -> None:
     before = len(host.asked)
     for other in others:
         with pytest.raises(ApiError):
-            read_picture(other, allowed)
+            fetch(other, allowed)
     with pytest.raises(ApiError, match="fetches no URL"):
-        read_picture(f"http://{host.name}/a.png", LIMITS)
+        fetch(f"http://{host.name}/a.png", LIMITS)
     assert len(host.asked) == before
 
 
@@ -158,7 +169,7 @@ def test_no_redirect_is_followed_and_what_comes_is_bounded(host: Host, path: str
     allowed = PictureLimits(max_bytes=20_000, max_pixels=10_000, hosts=frozenset({host.name}))
     before = list(host.asked)
     with pytest.raises(ApiError) as caught:
-        read_picture(f"http://{host.name}/{path}", allowed)
+        fetch(f"http://{host.name}/{path}", allowed)
     assert code is None or caught.value.code == code
     assert "/a.png" not in host.asked[len(before) :]
 
@@ -205,7 +216,7 @@ def test_a_host_that_never_ends_is_left(
     host = Trickle(beginning, piece)
     limits, began_s = replace(LIMITS, hosts=frozenset({host.name})), time.monotonic()
     with pytest.raises(ApiError, match="cannot be read") as caught:
-        read_picture(f"http://{host.name}/", limits)
+        fetch(f"http://{host.name}/", limits)
     assert caught.value.code == "image_fetch_failed"
     assert time.monotonic() - began_s < 1
     host.close()
@@ -221,26 +232,48 @@ def test_a_name_that_is_not_found_in_time_holds_nobody(monkeypatch: pytest.Monke
     monkeypatch.setattr(pictures, "FETCH_S", 0.2)
     monkeypatch.setattr(socket, "getaddrinfo", hang)
     limits, began_s = replace(LIMITS, hosts=frozenset({"slow.example"})), time.monotonic()
-    threads = [threading.Thread(target=_fails, args=(limits,)) for _ in range(pictures.MAX_FETCHES)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+
+    async def all_at_once() -> list[bytes | BaseException]:
+        asked = (fetch_picture("http://slow.example/a.png", limits) for _ in range(pictures.MAX_FETCHES))
+        return await asyncio.gather(*asked, return_exceptions=True)
+
+    assert all("more than 0.2 s" in str(each) for each in asyncio.run(all_at_once()))
     assert time.monotonic() - began_s < 3
     with pytest.raises(ApiError, match="pictures are being fetched"):
-        read_picture("http://slow.example/a.png", limits)
+        fetch("http://slow.example/a.png", limits)
     is_over.set()
     until_s = time.monotonic() + 5
     while any(thread.name == "vsd-fetch" for thread in threading.enumerate()):
         assert time.monotonic() < until_s
         time.sleep(0.01)
     with pytest.raises(ApiError, match="not found"):
-        read_picture("http://slow.example/a.png", limits)
+        fetch("http://slow.example/a.png", limits)
 
 
-def _fails(limits: PictureLimits) -> None:
-    with pytest.raises(ApiError, match="more than"):
-        read_picture("http://slow.example/a.png", limits)
+def test_a_fetch_that_is_cancelled_ends_at_once_and_one_more_than_may_be_waits(
+    monkeypatch: pytest.MonkeyPatch, host: Host
+) -> None:
+    monkeypatch.setattr(pictures, "_FETCHES", threading.BoundedSemaphore(1))
+    silent = Trickle(b"", b"")
+    limits = PictureLimits(max_bytes=20_000, max_pixels=10_000, hosts=frozenset({silent.name, host.name}))
+
+    async def check() -> None:
+        waits = asyncio.create_task(fetch_picture(f"http://{silent.name}/", limits))
+        await asyncio.sleep(0.1)
+        second = asyncio.create_task(fetch_picture(f"http://{host.name}/a.png", limits))
+        await asyncio.sleep(0.1)
+        assert not second.done()
+        waits.cancel()
+        assert await asyncio.wait_for(second, 1.0) == file()
+
+    asyncio.run(check())
+    silent.close()
+
+
+@pytest.mark.parametrize("url", ["http://a/", "HTTPS://a/"])
+def test_only_what_is_at_a_host_is_remote(url: str) -> None:
+    assert is_remote(url)
+    assert not any(map(is_remote, ("", "data:image/png;base64,", "ftp://a/", "file:///a", "/a")))
 
 
 def test_names_of_hosts_are_checked() -> None:

@@ -15,8 +15,10 @@ import httpx
 import pytest
 
 from test.serve.scripted import ScriptedEngine, ScriptedSource
-from vlm_spec_decode.core.errors import ConfigError, ModelError
+from test.serve.test_pictures import Trickle
+from vlm_spec_decode.core.errors import CloudUnreachable, ConfigError, ModelError
 from vlm_spec_decode.serve.access import AccessKeys, BindAddress, HttpLimits
+from vlm_spec_decode.serve.openai_api import pictures
 from vlm_spec_decode.serve.openai_api.app import Endpoint, make_app
 from vlm_spec_decode.serve.openai_api.pictures import PictureLimits
 from vlm_spec_decode.serve.openai_api.preparation import RequestPreparer
@@ -31,12 +33,13 @@ BODY = {"model": "big", "messages": [{"role": "user", "content": "count to three
 class Rig:
     """The app without sockets, over a scripted source."""
 
-    def __init__(self, source: ScriptedSource, **settings: Any) -> None:
+    def __init__(self, source: ScriptedSource, host: str = "", **settings: Any) -> None:
+        """Pictures may be fetched from `host`."""
         self.source = source
         serve = ServeSettings(**settings)
         self.service = AnswerService(source, serve)
-        limits = PictureLimits(max_bytes=1000, max_pixels=1000)
-        preparer = RequestPreparer(pictures=limits, longest_answer=100, grammar=True, sees=False)
+        limits = PictureLimits(max_bytes=1000, max_pixels=1000, hosts=frozenset({host}))
+        preparer = RequestPreparer(pictures=limits, longest_answer=100, grammar=True, sees=bool(host))
         self.endpoint = Endpoint(self.service, preparer, serve)
         self.app = make_app(self.endpoint, AccessKeys(), HttpLimits())
 
@@ -163,10 +166,10 @@ def test_who_leaves_while_waiting_or_in_the_middle_frees_its_place(stream: bool)
     async def check(rig: Rig) -> None:
         engine = rig.source.engines[0]
         engine.gate.clear()
-        asked = [asyncio.create_task(leave_later(rig, stream)) for _ in range(3)]
+        gone = asyncio.Event()
+        asked = [asyncio.create_task(ask_until(gone, rig, stream=stream)) for _ in range(3)]
         await until(lambda: len(engine.open) == 1 and rig.service.under_way == 3)
-        for gone in rig.left:  # type: ignore[attr-defined]
-            gone.set()
+        gone.set()
         await asyncio.gather(*asked)
         assert rig.service.under_way == 0
         await until(lambda: rig.service.decoding == 0)
@@ -175,27 +178,144 @@ def test_who_leaves_while_waiting_or_in_the_middle_frees_its_place(stream: bool)
         engine.gate.set()
         assert (await rig.ask()).status_code == 200
 
-    async def leave_later(rig: Rig, stream: bool) -> None:
-        """Send a request as a server would hand it over; the client leaves when its event is set."""
-        gone = asyncio.Event()
-        rig.left.append(gone)  # type: ignore[attr-defined]
-        parts = iter([{"type": "http.request", "body": json.dumps({**BODY, "stream": stream}).encode()}])
-
-        async def receive() -> Any:
-            if (part := next(parts, None)) is not None:
-                return part
-            await gone.wait()
-            return {"type": "http.disconnect"}
-
-        async def send(_message: Any) -> None:
-            raise AssertionError("something was sent")
-
-        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
-        scope = {"type": "http", "method": "POST", "path": PATH, "headers": headers, "query_string": b""}
-        await rig.app(scope, receive, send)
-
     with running(answers=1) as rig:
-        rig.left = []  # type: ignore[attr-defined]
+        asyncio.run(check(rig))
+
+
+async def ask_until(gone: asyncio.Event, rig: Rig, **more: Any) -> None:
+    """Send a request as a server would hand it over; the client leaves, unanswered, when `gone` is set."""
+    parts = iter([{"type": "http.request", "body": json.dumps({**BODY, **more}).encode()}])
+
+    async def receive() -> Any:
+        if (part := next(parts, None)) is not None:
+            return part
+        await gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(_message: Any) -> None:
+        raise AssertionError("something was sent")
+
+    headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+    scope = {"type": "http", "method": "POST", "path": PATH, "headers": headers, "query_string": b""}
+    await rig.app(scope, receive, send)
+
+
+def with_picture(host: str) -> dict[str, Any]:
+    """Return what asks about a picture of a host."""
+    parts = [
+        {"type": "text", "text": "what is it"},
+        {"type": "image_url", "image_url": {"url": f"http://{host}/a.png"}},
+    ]
+    return {"messages": [{"role": "user", "content": parts}]}
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("stream", [False, True])
+def test_a_picture_that_is_fetched_holds_no_answer_and_who_leaves_meanwhile_frees_its_place(
+    stream: bool,
+) -> None:
+    silent = Trickle(b"", b"")
+
+    async def check(rig: Rig) -> None:
+        gone = asyncio.Event()
+        asked = asyncio.create_task(ask_until(gone, rig, stream=stream, **with_picture(silent.name)))
+        await until(lambda: rig.service.under_way == 1)
+        await asyncio.sleep(0.3)
+        assert told(await rig.ask()) == "one two three ", "the only place of an answer is taken"
+        began_s = time.monotonic()
+        gone.set()
+        await asked
+        assert (rig.service.under_way, rig.service.decoding) == (0, 0)
+        assert time.monotonic() - began_s < 0.5
+        assert rig.metric("vsd_serve_clients_left_total") == 1
+
+    with running(host=silent.name, answers=1) as rig:
+        asyncio.run(check(rig))
+    silent.close()  # its connection has ended
+
+
+@pytest.mark.net
+@pytest.mark.parametrize("fallback", ["none", "draft"])
+def test_a_cloud_that_is_lost_while_a_picture_is_fetched_is_told_at_once_unless_the_draft_answers(
+    fallback: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    silent = Trickle(b"", b"")
+    monkeypatch.setattr(pictures, "FETCH_S", 2.0)
+
+    async def check(rig: Rig) -> None:
+        asked = asyncio.create_task(rig.ask(**with_picture(silent.name)))
+        await until(lambda: rig.service.under_way == 1)
+        await asyncio.sleep(0.2)
+        began_s, rig.source.is_there = time.monotonic(), False
+        rig.service._connection.reconnect()
+        found = (await asked).json()["error"]["code"]
+        assert found == {"none": "cloud_away", "draft": "image_fetch_failed"}[fallback]
+        assert (time.monotonic() - began_s < 1) == (fallback == "none")
+        if fallback == "none":
+            began_s = time.monotonic()
+            assert (await rig.ask(**with_picture(silent.name))).status_code == 503
+            assert time.monotonic() - began_s < 0.5
+
+    with running(host=silent.name, fallback=fallback) as rig:
+        asyncio.run(check(rig))
+    silent.close()
+
+
+@pytest.mark.parametrize("outcome", ["next", "none", "draft", "left"])
+def test_an_answer_that_loses_its_engine_while_it_waits_for_its_turn(outcome: str) -> None:
+    """It goes on with the next engine, or as the setting says; who leaves meanwhile waits no more."""
+
+    async def check(rig: Rig) -> None:
+        old = rig.source.engines[0]
+        old.gate.clear()
+        before, gone = asyncio.create_task(rig.ask()), asyncio.Event()
+        await until(lambda: len(old.open) == 1)
+        rig.service._connection.reconnect()
+        await until(lambda: len(rig.source.engines) == 2)
+        waits = asyncio.create_task(ask_until(gone, rig) if outcome == "left" else rig.ask())
+        await until(lambda: rig.service.decoding == 2)
+        await asyncio.sleep(0.2)
+        began_s = time.monotonic()
+        if outcome == "left":
+            gone.set()
+            await waits
+            await until(lambda: rig.service.decoding == 1, 0.5)
+        else:
+            rig.source.is_there = outcome == "next"
+            rig.source.engines[1].is_lost = True
+            rig.service._connection.reconnect()
+        if outcome == "none":
+            found = await waits
+            assert (found.status_code, found.json()["error"]["code"]) == (503, "cloud_away")
+            assert time.monotonic() - began_s < 1
+        await asyncio.sleep(0.3)
+        old.gate.set()
+        assert told(await before) == "one two three "
+        if outcome in {"next", "draft"}:
+            found = await waits
+            assert told(found) == {"next": "one two three ", "draft": "draft: one two three "}[outcome]
+            assert found.headers["x-vsd-verified"] == {"next": "true", "draft": "false"}[outcome]
+        assert not rig.source.engines[1].asked
+
+    with running(answers=2, fallback="draft" if outcome == "draft" else "none") as rig:
+        asyncio.run(check(rig))
+
+
+def test_an_answer_that_finds_its_engine_lost_goes_on_with_one_that_is_there_already() -> None:
+    async def check(rig: Rig) -> None:
+        first = rig.source.engines[0]
+
+        def lose(*_: Any) -> Any:
+            rig.service._connection.reconnect()
+            rig.service._connection.ensure()
+            raise CloudUnreachable("the connection is closed")
+
+        first.answer = lose  # type: ignore[method-assign]
+        found = await rig.ask()
+        assert (told(found), found.headers["x-vsd-verified"]) == ("one two three ", "true")
+        assert len(rig.source.engines) == 2
+
+    with running() as rig:
         asyncio.run(check(rig))
 
 

@@ -102,9 +102,23 @@ class MissionLoop:
         elif not plan or any(isinstance(action, Done) for action in plan):
             self.status = "done"
 
+    def instruction_with(self, word: str) -> str:
+        """Return the instruction with the operator's word added; the mission stays as it is.
+
+        Raises InstructionError for no word, as `check_instruction`, and for one that makes it too long.
+        """
+        word = check_instruction(word)
+        longer = f"{self.instruction} . {word}"
+        if len(longer) > MAX_INSTRUCTION_CHARS:
+            room = max(0, MAX_INSTRUCTION_CHARS - (len(longer) - len(word)))
+            raise InstructionError(
+                f"the reply has {len(word)} characters; the instruction has room for {room}"
+            )
+        return longer
+
     def go_on_with(self, word: str) -> None:
-        """Add the operator's word to the instruction. Raises InstructionError as `check_instruction`."""
-        self.instruction = check_instruction(f"{self.instruction} . {check_instruction(word)}")
+        """Add the operator's word to the instruction. Raises InstructionError as `instruction_with`."""
+        self.instruction = self.instruction_with(word)
         self.is_asking = False
 
     def record_obstruction(self, executed: Iterable[str]) -> None:

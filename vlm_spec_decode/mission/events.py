@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Literal, TypeVar
 
 from vlm_spec_decode.actions.plan import PlanStatus
-from vlm_spec_decode.core.errors import Cancelled, RobotUnreachable
+from vlm_spec_decode.core.errors import Cancelled, InstructionError, RobotUnreachable
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.pose import Pose2D, PoseHistory
 from vlm_spec_decode.core.types import Image
@@ -37,11 +37,16 @@ ReplyKind = Literal["approval", "word"]
 
 @dataclass(slots=True)
 class _Question:
-    """What a person is asked, and the first reply to it: a yes or no to a plan, or a word."""
+    """What a person is asked, and the first reply to it: a yes or no to a plan, or a word.
+
+    `check` raises InstructionError for a word that cannot be used; `refused` counts those.
+    """
 
     kind: ReplyKind
     shown: Shown
+    check: Callable[[str], object]
     reply: bool | str | None = None
+    refused: int = 0
 
 
 ANY = Shown()
@@ -106,7 +111,8 @@ class MissionEvents:
     def put_word(self, text: str, shown: Shown = ANY) -> bool:
         """Store the operator's word on the question that was `shown`; return whether somebody waits for it.
 
-        "" is none. Of two replies to one question the first one counts.
+        "" is none. Of two replies to one question the first one counts. Raises InstructionError for a word
+        that cannot be used; the question then stays open, and its time begins anew.
         """
         return self._put_reply("word", text, shown)
 
@@ -121,6 +127,13 @@ class MissionEvents:
             question = self._open_question(kind)
             if question is None or not shown.is_of(question.shown):
                 return False
+            try:
+                if isinstance(reply, str) and reply.strip():
+                    question.check(reply)
+            except InstructionError:
+                question.refused += 1
+                self._changed.notify_all()
+                raise
             question.reply = reply
             self._changed.notify_all()
             return True
@@ -241,13 +254,18 @@ class MissionEvents:
         """Take a yes or no to a plan from now on. Called before it is shown: a reply may be quick."""
         self._expect("approval", step, plan)
 
-    def expect_word(self, step: int, question: str) -> None:
-        """Take the operator's word on a question from now on. Called before it is shown."""
-        self._expect("word", step, question)
+    def expect_word(self, step: int, question: str, check: Callable[[str], object] = lambda _: None) -> None:
+        """Take the operator's word on a question from now on. Called before it is shown.
 
-    def _expect(self, kind: ReplyKind, step: int, text: str) -> None:
+        `check` raises InstructionError for a word that cannot be used; it is called on the sender's thread.
+        """
+        self._expect("word", step, question, check)
+
+    def _expect(
+        self, kind: ReplyKind, step: int, text: str, check: Callable[[str], object] = lambda _: None
+    ) -> None:
         with self._changed:
-            self._question = _Question(kind, Shown(self._mission, step, text))
+            self._question = _Question(kind, Shown(self._mission, step, text), check)
 
     def wait_approval(self, timeout_s: float) -> bool:
         """Wait for a yes or no that has come since `expect_approval`; silence is a no.
@@ -259,6 +277,7 @@ class MissionEvents:
     def wait_word(self, timeout_s: float) -> str:
         """Wait for a word of the operator that has come since `expect_word`; silence is "".
 
+        A word that is refused breaks the silence: whoever has sent it gets as much time for another one.
         Raises Cancelled as `check` does.
         """
         return str(self._wait_reply(timeout_s) or "")
@@ -266,17 +285,25 @@ class MissionEvents:
     def _wait_reply(self, timeout_s: float) -> bool | str | None:
         with self._changed:
             try:
-                self._changed.wait_for(
-                    lambda: self._is_cancelled or self._reply() is not None or self.broken_off() is not None,
-                    timeout_s,
-                )
-                self.check()
+                refused = -1
+                while self._reply() is None and refused != self._refused():
+                    refused = self._refused()
+                    self._changed.wait_for(lambda seen=refused: self._has_news(seen), timeout_s)
+                    self.check()
                 return self._reply()
             finally:
                 self._question = None
 
+    def _has_news(self, refused: int) -> bool:
+        """Whether a question is to be waited for no longer, or a word on it was refused meanwhile."""
+        is_replied = self._reply() is not None or self._refused() != refused
+        return is_replied or self._is_cancelled or self.broken_off() is not None
+
     def _reply(self) -> bool | str | None:
         return None if self._question is None else self._question.reply
+
+    def _refused(self) -> int:
+        return 0 if self._question is None else self._question.refused
 
     def pause(self, timeout_s: float) -> None:
         """Wait `timeout_s`, or less if the mission ends meanwhile. Raises Cancelled as `check` does."""

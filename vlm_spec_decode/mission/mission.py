@@ -28,6 +28,7 @@ from vlm_spec_decode.core.errors import (
     ActionRefused,
     Cancelled,
     ConfigError,
+    InstructionError,
     VsdError,
 )
 from vlm_spec_decode.core.ports import Clock
@@ -52,6 +53,9 @@ GONE_S = 2.0
 it did not run either is no silence: then a busy computer has stopped both."""
 
 JOIN_S = 1.0
+MAX_WORDS = 3
+"""How often a word is asked for that cannot be used. After that there is none."""
+
 Report: TypeAlias = MissionStatus | PartialAnswer | Answer | PlanStatus
 Kind: TypeAlias = Literal["state", "text", "answer", "robot"]
 
@@ -129,8 +133,9 @@ class Mission:
     `engine` is a `vsd.Engine`, or any object that reduces frames and answers observations. `source` makes
     engines instead, and another one after a loss, as `vsd edge` does. `camera` replaces the robot's own.
     `approve` is asked, on the thread of `run`, before each plan moves the robot. `reply` gets what the robot
-    asks, on the same thread, and returns the operator's word, "" for none. `settings` say when a
-    mission gives up, and what it does without its cloud.
+    asks, on the same thread, and returns the operator's word, "" for none; a word that cannot be used is
+    asked for again, the reason before the question. `settings` say when a mission gives up, and what it
+    does without its cloud.
     """
 
     def __init__(
@@ -292,11 +297,24 @@ class _Run:
                 self._is_asking = False
             if isinstance(report, MissionStatus) and report.state == "waiting" and reply is not None:
                 self._is_asking = True
-                self._service.put_word(reply(report.detail), shown_by(report))
+                self._take_word(reply, report)
                 self._is_asking = False
             self._steps += 1
             self._is_calling = False
         return self._result()
+
+    def _take_word(self, reply: Callable[[str], str], status: MissionStatus) -> None:
+        """Pass on a word on what the mission asks; one that cannot be used is asked for again."""
+        asked, shown = status.detail, shown_by(status)
+        for _ in range(MAX_WORDS):
+            word = reply(asked)
+            try:
+                self._service.put_word(word, shown)
+            except InstructionError as error:
+                asked = f"{error}. {status.detail}"
+            else:
+                return
+        self._service.put_word("", shown)
 
     def cancel(self, reason: str) -> None:
         """End the mission, from any thread."""

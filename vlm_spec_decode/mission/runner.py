@@ -128,7 +128,7 @@ class MissionRunner:
         Raises Cancelled without one.
         """
         question = question_of(self._said)
-        self._events.expect_word(mission.steps, question)
+        self._events.expect_word(mission.steps, question, mission.instruction_with)
         self._report(job, "waiting", mission.steps, "asked", question)
         word = self._events.wait_word(self.config.reply_s)
         if not word.strip():

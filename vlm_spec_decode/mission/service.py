@@ -327,7 +327,10 @@ class MissionService:
         return self._events.put_approval(yes, shown)
 
     def put_word(self, text: str, shown: Shown = ANY) -> bool:
-        """Store the operator's word on what was asked; return whether somebody waits for it."""
+        """Store the operator's word on what was asked; return whether somebody waits for it.
+
+        Raises InstructionError for one that cannot be used; the mission goes on waiting.
+        """
         return self._events.put_word(text, shown)
 
     def put_frame(self, frame: Frame) -> None:

@@ -18,7 +18,7 @@ import hashlib
 import itertools
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Future
 from contextlib import suppress
 from importlib.resources import files
@@ -36,7 +36,7 @@ from vlm_spec_decode.core.errors import UsageError, VsdError
 from vlm_spec_decode.core.page import style
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.serve.access import AccessKeys, HttpLimits
-from vlm_spec_decode.serve.console.commands import CommandDesk, ConsoleRobot, Page
+from vlm_spec_decode.serve.console.commands import CommandDesk, ConsoleRobot, Page, stop_all
 from vlm_spec_decode.serve.console.state import Event, encode
 from vlm_spec_decode.serve.console.video import VideoFrame
 from vlm_spec_decode.serve.guard import STATUS, Guard, bearer
@@ -66,7 +66,7 @@ VIDEO_HZ, FRAMES_ON_THE_WAY = 15.0, 2
 
 LIMITS = HttpLimits(body_bytes=16_384, connections=128)
 
-TYPES = {"html": "text/html", "css": "text/css", "js": "text/javascript", "svg": "image/svg+xml"}
+TYPES = {"html": "text/html", "js": "text/javascript"}
 CONTENT_POLICY = "; ".join(
     (
         "default-src 'none'",
@@ -91,16 +91,21 @@ HEADERS = {
 
 
 class StaticFile:
-    """One file of the page, with its compressed form and its tag."""
+    """One file of the page, with its compressed form and its tag. `style` is the style sheet inside it."""
 
-    def __init__(self, name: str, data: bytes) -> None:
+    def __init__(self, name: str, data: bytes, style: str = "") -> None:
         self.kind = f"{TYPES[name.rpartition('.')[2]]}; charset=utf-8"
         self.data, self.small = data, gzip.compress(data, mtime=0)
+        # By its digest: no other style sheet counts, were one ever written into the page.
+        digest = base64.b64encode(hashlib.sha256(style.encode()).digest()).decode()
+        sources = f"'self' 'sha256-{digest}'" if style else "'self'"
+        self.policy = CONTENT_POLICY.replace("style-src 'self'", f"style-src {sources}")
         self.tag = f'"{hashlib.sha256(data).hexdigest()[:20]}"'
 
     def response(self, request: Request) -> Response:
         """Return the file, or that the browser has it."""
         headers = {**HEADERS, "ETag": self.tag, "Vary": "Accept-Encoding"}
+        headers["Content-Security-Policy"] = self.policy
         if request.headers.get("if-none-match") == self.tag:
             return Response(status_code=304, headers=headers)
         if "gzip" not in request.headers.get("accept-encoding", ""):
@@ -111,15 +116,18 @@ class StaticFile:
 def static_files() -> dict[str, StaticFile]:
     """Return the files of the page by their paths; the page itself is `/`.
 
-    The theme is the reports', too, and lies where they read it.
+    Its style sheets are inside it, so that it is drawn, with its stop, before anything else has come. The
+    theme is the reports', too, and lies where they read it.
     """
-    theme = "theme.css"
-    found = {f"/static/{theme}": StaticFile(theme, style(theme).encode())}
-    for each in files(__package__).joinpath("static").iterdir():
-        if each.name.rpartition(".")[2] in TYPES:
-            path = "/" if each.name == "index.html" else f"/static/{each.name}"
-            found[path] = StaticFile(each.name, each.read_bytes())
-    return found
+    read = {each.name: each.read_text("utf-8") for each in files(__package__).joinpath("static").iterdir()}
+    sheets = {"theme.css": style("theme.css")}
+    sheets |= {name: read.pop(name) for name in tuple(read) if name.endswith(".css")}
+    page, whole = read.pop("index.html"), "\n".join(sheets.values())
+    for name in sheets:
+        page = page.replace(f'<link rel="stylesheet" href="/static/{name}">\n', "")
+    page = page.replace("</head>", f"<style>{whole}</style>\n</head>")
+    found = {"/": StaticFile("index.html", page.encode(), whole)}
+    return found | {f"/static/{name}": StaticFile(name, text.encode()) for name, text in read.items()}
 
 
 def token_of(scope: Scope) -> str:
@@ -182,14 +190,15 @@ class Console:
 
     async def _stop(self, request: Request) -> Response:
         """Stop a robot, or all, without a WebSocket: for a page whose connection is gone, and for scripts."""
-        name = request.query_params.get("robot", "")
-        desks = [self.desks[name]] if name in self.desks else list(self.desks.values())
-        page = self._page(request.scope)
-        stops = [asyncio.wrap_future(desk.stop(page)) for desk in desks]
-        found = await asyncio.gather(*stops, return_exceptions=True)
-        is_done = not any(isinstance(each, BaseException) for each in found)
-        told = {"stopped": is_done, "detail": [str(each) for each in found]}
-        return JSONResponse(told, status_code=200 if is_done else 500, headers=HEADERS)
+        desk, page = self.desks.get(request.query_params.get("robot", "")), self._page(request.scope)
+        stop = asyncio.wrap_future(desk.stop(page) if desk else self._stop_all(page))
+        await asyncio.wait((stop,))
+        fault = stop.exception()
+        told = {"stopped": fault is None, "detail": str(fault or stop.result())}
+        return JSONResponse(told, status_code=200 if fault is None else 500, headers=HEADERS)
+
+    def _stop_all(self, page: Page) -> Future[str]:
+        return stop_all(self.desks.values(), page)
 
     async def _frame(self, request: Request) -> Response:
         """Send the picture that an answer was about."""
@@ -217,7 +226,7 @@ class Console:
         self._pages += 1
         page = self._page(socket.scope)
         log.info("%s: opens the page of %s", page.who, desk.robot.state.facts.name)
-        connection = _EventSocket(socket, desk, page)
+        connection = _EventSocket(socket, desk, page, self._stop_all)
         try:
             await connection.serve()
         finally:
@@ -245,8 +254,10 @@ class Console:
 class _EventSocket:
     """One page's WebSocket of events. The state calls `_put` from any thread."""
 
-    def __init__(self, socket: WebSocket, desk: CommandDesk, page: Page) -> None:
-        self._socket, self._desk, self._page = socket, desk, page
+    def __init__(
+        self, socket: WebSocket, desk: CommandDesk, page: Page, stop_all: Callable[[Page], Future[str]]
+    ) -> None:
+        self._socket, self._desk, self._page, self._stop_all = socket, desk, page, stop_all
         self._loop = asyncio.get_running_loop()
         self._waiting: list[Event | str] = []
         self._news = asyncio.Event()
@@ -309,6 +320,8 @@ class _EventSocket:
             number, kind = message.get("id"), message.get("type")
             if kind == "drive":
                 self._desk.drive(self._page, message)
+            elif kind == "command" and message.get("command") == "stop_all":
+                self._reply_later(number, self._stop_all(self._page))
             elif kind == "command":
                 self._reply_later(number, self._desk.command(self._page, message))
             elif kind == "replay":

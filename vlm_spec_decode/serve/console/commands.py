@@ -10,13 +10,14 @@ import logging
 import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 from vlm_spec_decode.control.motion_profile import Velocity
-from vlm_spec_decode.core.errors import UsageError, VsdError
+from vlm_spec_decode.core.errors import RobotError, UsageError, VsdError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.edge.mission_loop import check_instruction
 from vlm_spec_decode.mission.state import Shown
@@ -38,9 +39,6 @@ So many may hang at once: five a second, as long as a ROS service is waited for.
 
 COMMANDS_PER_S, COMMAND_BURST = 5.0, 20
 """Commands that one page may send, beside stops and the drive pad."""
-
-ANYONE = frozenset({"stop"})
-"""Commands that need no right to command: whoever sees the page may stop the robot."""
 
 
 class ConsoleRobot(ABC):
@@ -310,6 +308,31 @@ class CommandDesk:
         if command == "drive":
             driver = self.switch.driver
             self.robot.state.on_driver("" if driver is None else driver.who)
+
+
+def stop_all(desks: Iterable[CommandDesk], page: Page) -> Future[str]:
+    """Stop all robots now; none waits for another. The result says of each what became of it.
+
+    Its exception is a RobotError that says the same, if the stop of any of them has failed.
+    """
+    stops = {desk.robot.state.facts.name: desk.stop(page) for desk in desks}
+    found: Future[str] = Future()
+    waiting, lock = set(stops), threading.Lock()
+
+    def end(name: str, _stop: Future[str]) -> None:
+        with lock:
+            waiting.discard(name)
+            if waiting:
+                return
+        told = "; ".join(f"{each}: {stop.exception() or stop.result()}" for each, stop in stops.items())
+        if any(stop.exception() for stop in stops.values()):
+            found.set_exception(RobotError(told))
+        else:
+            found.set_result(told)
+
+    for name, stop in stops.items():
+        stop.add_done_callback(partial(end, name))
+    return found
 
 
 def _shown(message: Mapping[str, Any]) -> Shown:

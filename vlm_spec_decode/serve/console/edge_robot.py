@@ -147,7 +147,10 @@ class EdgeRobot(ConsoleRobot):
             raise UsageError("that plan does not wait for a yes or a no any more")
 
     def reply(self, word: str, shown: Shown) -> None:
-        """Give the operator's word to the mission that asks. Raises UsageError if none is wanted."""
+        """Give the operator's word to the mission that asks.
+
+        Raises UsageError if none is wanted, InstructionError for one that cannot be used.
+        """
         if not self._service.put_word(word, shown):
             raise UsageError("that question was answered already, or its mission has ended")
 

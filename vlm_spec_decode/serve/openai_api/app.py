@@ -40,7 +40,7 @@ from vlm_spec_decode.serve.openai_api.replies import (
 )
 from vlm_spec_decode.serve.openai_api.requests import CompletionRequest, read_chat_request
 from vlm_spec_decode.serve.openai_api.responses_body import read_responses_request
-from vlm_spec_decode.serve.openai_api.service import AnswerService, PreparedRequest, RunningAnswer
+from vlm_spec_decode.serve.openai_api.service import LOOK_S, AnswerService, PreparedRequest, RunningAnswer
 from vlm_spec_decode.serve.openai_api.settings import ServeSettings
 
 Found = TypeVar("Found")
@@ -158,9 +158,10 @@ class Endpoint:
         self, asked: CompletionRequest, began_s: float
     ) -> AsyncIterator[tuple[ReplyState, RunningAnswer, AsyncIterator[Delta]]]:
         """Ask in this block; the first update is there when it begins. Raises what ends the answer."""
+        fetched = await self._fetched(asked)
 
         def prepare(engine: Engine) -> PreparedRequest:
-            return self._preparer.prepare(asked, engine)
+            return self._preparer.prepare(asked, engine, fetched)
 
         async with self._service.ask(prepare) as answer:
             first = await answer.next()
@@ -182,6 +183,22 @@ class Endpoint:
 
             yield state, answer, deltas()
             self._count(state, answer, time.monotonic() - began_s)
+
+    async def _fetched(self, asked: CompletionRequest) -> bytes | None:
+        """Fetch the question's picture, before it takes the place of an answer; None if it has no URL.
+
+        Raises ApiError, or CloudUnreachable as soon as nobody would answer.
+        """
+        if not self._preparer.fetches(asked):
+            return None
+        self._service.check_answers()
+        fetch = asyncio.ensure_future(self._preparer.fetch(asked))
+        try:
+            while not (await asyncio.wait({fetch}, timeout=LOOK_S))[0]:
+                self._service.check_answers()
+            return fetch.result()
+        finally:
+            fetch.cancel()
 
     def _count(self, state: ReplyState, answer: RunningAnswer, seconds: float) -> None:
         used = state.usage(answer)["vsd"]

@@ -7,6 +7,7 @@ PNG or WebP, whatever its URL calls it; no decoder of another format sees it.
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import binascii
 import http.client
@@ -17,7 +18,6 @@ import time
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from urllib.parse import unquote_to_bytes, urlsplit
 
 from vlm_spec_decode.core.errors import ConfigError, ImageError
@@ -31,8 +31,11 @@ OTHER_FORMATS: Mapping[bytes, str] = {
 """How pictures begin that are not taken, to say so by their name."""
 
 FETCH_S = 5.0
-MAX_FETCHES = 8
-"""Pictures that are fetched at a time, those among them whose look-up hangs and nobody waits for."""
+"""How long a fetch may take, and how long one waits for its place before that."""
+
+MAX_FETCHES, TRY_S = 8, 0.02
+"""Pictures that are fetched at a time, those among them whose look-up hangs and nobody waits for, and how
+often one tries that finds no place."""
 
 MAX_HEAD_CHARS = 256
 """Of a data URL before its comma."""
@@ -59,12 +62,17 @@ def check_hosts(hosts: tuple[str, ...]) -> frozenset[str]:
     return frozenset(host.lower() for host in hosts)
 
 
-def read_picture(url: str, limits: PictureLimits) -> bytes:
-    """Return the file behind a URL. Blocks while it is fetched. Raises ApiError."""
+def is_remote(url: str) -> bool:
+    """Whether the picture has to be fetched."""
+    return url.lower().startswith(("http://", "https://"))
+
+
+def read_picture(url: str, limits: PictureLimits, fetched: bytes | None = None) -> bytes:
+    """Return the file in a data URL, or `fetched`, which another URL has brought. Raises ApiError."""
     if url.startswith("data:"):
         data = _in_url(url, limits)
-    elif url.lower().startswith(("http://", "https://")):
-        data = _fetched(url, limits)
+    elif fetched is not None:
+        data = fetched
     else:
         raise wrong(_WHERE, "a data URL, or an http URL of an allowed host, is wanted", "invalid_image_url")
     _check(data, limits)
@@ -86,8 +94,11 @@ def _in_url(url: str, limits: PictureLimits) -> bytes:
         raise wrong(_WHERE, f"the data URL is no base64: {error}", "invalid_image_url") from error
 
 
-def _fetched(url: str, limits: PictureLimits) -> bytes:
-    """Fetch from an allowed host, once, without redirects, cookies, proxies or credentials."""
+async def fetch_picture(url: str, limits: PictureLimits) -> bytes:
+    """Fetch from an allowed host, once, without redirects, cookies, proxies or credentials.
+
+    To be read by `read_picture`. A cancel ends it at once. Raises ApiError.
+    """
     try:
         parts = urlsplit(url)
         host, port = (parts.hostname or "").lower(), parts.port
@@ -106,7 +117,7 @@ def _fetched(url: str, limits: PictureLimits) -> bytes:
     if not target.isascii() or not target.isprintable() or " " in target:
         raise wrong(_WHERE, "no URL: its path is not ASCII", "invalid_image_url")
     kind = http.client.HTTPSConnection if parts.scheme.lower() == "https" else http.client.HTTPConnection
-    return _Fetch(kind(host, port, timeout=FETCH_S), name, target, limits).result()
+    return await _Fetch(kind(host, port, timeout=FETCH_S), name, target, limits).result()
 
 
 _FETCHES = threading.BoundedSemaphore(MAX_FETCHES)
@@ -115,7 +126,7 @@ _FETCHES = threading.BoundedSemaphore(MAX_FETCHES)
 class _Fetch:
     """One picture that is fetched in a thread of its own, for nothing bounds the look-up of a name.
 
-    Who waits is freed after `FETCH_S`; the thread then ends at its next step.
+    Who waits is freed after `FETCH_S`, or by a cancel; the thread then ends at its next step.
     """
 
     def __init__(
@@ -125,36 +136,52 @@ class _Fetch:
         self._name = name
         self._target = target
         self._limits = limits
-        self._until_s = time.monotonic() + FETCH_S
         self._is_over = False
-        self._found: SimpleQueue[bytes | Exception] = SimpleQueue()
+        self._loop = asyncio.get_running_loop()
+        self._found: asyncio.Future[bytes | Exception] = self._loop.create_future()
 
-    def result(self) -> bytes:
+    async def result(self) -> bytes:
         """Return the picture. Raises ApiError."""
-        if not _FETCHES.acquire(blocking=False):
-            raise self._failed(f"{MAX_FETCHES} pictures are being fetched")
+        until_s = time.monotonic() + FETCH_S
+        while not _FETCHES.acquire(blocking=False):
+            if time.monotonic() > until_s:
+                raise self._failed(f"{MAX_FETCHES} pictures are being fetched")
+            await asyncio.sleep(TRY_S)
         threading.Thread(target=self._run, name="vsd-fetch", daemon=True).start()
         try:
-            found = self._found.get(timeout=max(0.0, self._until_s - time.monotonic()))
-        except Empty:
-            self._is_over = True
-            with suppress(OSError, AttributeError):
-                self._connection.sock.shutdown(socket.SHUT_RDWR)  # who reads goes on at once
+            found = await asyncio.wait_for(self._found, FETCH_S)
+        except asyncio.TimeoutError:  # on Python 3.10 no TimeoutError
             raise self._failed(f"more than {FETCH_S:g} s") from None
+        finally:
+            self._leave()
         if isinstance(found, bytes):
             return found
         if isinstance(found, ApiError):
             raise found
         raise self._failed(str(found)) from found
 
+    def _leave(self) -> None:
+        """Let the thread end, if it has not."""
+        self._is_over = True
+        with suppress(OSError, AttributeError):
+            self._connection.sock.shutdown(socket.SHUT_RDWR)  # who reads goes on at once
+
     def _run(self) -> None:
         try:
-            self._found.put(self._read())
-        except Exception as error:  # noqa: BLE001 - raised again in the thread that waits
-            self._found.put(error)
+            self._put(self._read())
+        except Exception as error:  # noqa: BLE001 - raised again by `result`
+            self._put(error)
         finally:
             self._connection.close()
             _FETCHES.release()
+
+    def _put(self, found: bytes | Exception) -> None:
+        def put() -> None:
+            if not self._found.done():
+                self._found.set_result(found)
+
+        with suppress(RuntimeError):  # the loop is closed: nobody waits
+            self._loop.call_soon_threadsafe(put)
 
     def _read(self) -> bytes:
         self._connection.connect()

@@ -15,7 +15,12 @@ from vlm_spec_decode.core.types import (
 from vlm_spec_decode.edge.engine import Engine, EngineConfig
 from vlm_spec_decode.edge.mission_loop import check_instruction
 from vlm_spec_decode.serve.openai_api.errors import ApiError, unsupported, wrong
-from vlm_spec_decode.serve.openai_api.pictures import PictureLimits, read_picture
+from vlm_spec_decode.serve.openai_api.pictures import (
+    PictureLimits,
+    fetch_picture,
+    is_remote,
+    read_picture,
+)
 from vlm_spec_decode.serve.openai_api.requests import ACTIONS, TEXT, CompletionRequest, new_seed
 from vlm_spec_decode.serve.openai_api.service import PreparedRequest
 
@@ -59,10 +64,23 @@ class RequestPreparer:
         if self.sees and not shown:
             raise wrong("messages", "robot_actions needs a picture: the models see")
 
-    def prepare(self, asked: CompletionRequest, engine: Engine) -> PreparedRequest:
-        """Return the question for an engine; fetches and decodes its picture. Raises ApiError or VsdError."""
-        url = next((turn.picture for turn in asked.turns if turn.picture), "")
-        image = engine.picture(read_picture(url, self.pictures)) if url else None
+    def fetches(self, asked: CompletionRequest) -> bool:
+        """Whether `fetch` has anything to do."""
+        return is_remote(_url(asked))
+
+    async def fetch(self, asked: CompletionRequest) -> bytes:
+        """Return the file of a picture by URL. Raises ApiError."""
+        return await fetch_picture(_url(asked), self.pictures)
+
+    def prepare(
+        self, asked: CompletionRequest, engine: Engine, fetched: bytes | None = None
+    ) -> PreparedRequest:
+        """Return the question for an engine; decodes its picture, which may have been fetched before.
+
+        Raises ApiError or VsdError.
+        """
+        url = _url(asked)
+        image = engine.picture(read_picture(url, self.pictures, fetched)) if url else None
         config = self._config(asked, engine.config)
         observation = _observation(asked, image)
         # Only now: a text that is too long has been refused, and its tokens are not counted.
@@ -77,6 +95,10 @@ class RequestPreparer:
             params=_params(asked, base.params),
             free_text=True,  # actions are read from what is told, so that an answer that is cut is no error
         )
+
+
+def _url(asked: CompletionRequest) -> str:
+    return next((turn.picture for turn in asked.turns if turn.picture), "")
 
 
 def _observation(asked: CompletionRequest, image: Image | None) -> Observation:

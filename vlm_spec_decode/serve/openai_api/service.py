@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager, contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from typing import cast
 
 from vlm_spec_decode.core.errors import Cancelled, CloudUnreachable, VsdError
@@ -27,6 +28,12 @@ from vlm_spec_decode.serve.openai_api.errors import RETRY_S, busy
 from vlm_spec_decode.serve.openai_api.settings import ServeSettings
 
 log = logging.getLogger(__name__)
+
+LOOK_S = 0.1
+"""How often an answer that waits looks whether its client and its engine are still there."""
+
+MAX_ENGINES = 2
+"""Engines with their target that one answer is tried with. Each may take `link_silence_s` to be lost."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,11 +82,11 @@ class RunningAnswer:
 
     def decode(self, engine: Engine, prepare: Prepare) -> None:
         """Decode the whole answer. Raises what ends it."""
-        self._check()
+        self.check()
         prepared = self.prepared = prepare(engine)
         answer = self._answer = engine.answer(prepared.observation, prepared.config)
         try:
-            self._check()
+            self.check()
             for update in answer:
                 self.put(update)
         finally:
@@ -95,7 +102,8 @@ class RunningAnswer:
         with suppress(RuntimeError):
             self._loop.call_soon_threadsafe(self._updates.put_nowait, item)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise Cancelled if nobody waits for it any more."""
         if self.is_cancelled:
             raise Cancelled("the client has left")
 
@@ -113,16 +121,19 @@ class EngineTurns:
         self._waiting: list[list[Engine]] = []
 
     @contextmanager
-    def of(self, engine: Engine) -> Iterator[None]:
-        """Run an answer of an engine in this block."""
+    def of(self, engine: Engine, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+        """Run an answer of an engine in this block. What `check` raises ends the wait for its turn."""
         mine = [engine]
         with self._changed:
             self._waiting.append(mine)
             try:
-                self._changed.wait_for(lambda: self._may_run(mine))
+                check()
+                while not self._changed.wait_for(lambda: self._may_run(mine), LOOK_S):
+                    check()
+                self._running.append(engine)
             finally:
                 self._waiting = [each for each in self._waiting if each is not mine]
-            self._running.append(engine)
+                self._changed.notify_all()  # who was behind one that leaves may be next
         try:
             yield
         finally:
@@ -190,6 +201,11 @@ class AnswerService:
             self.close()
             raise self._failure
 
+    def check_answers(self) -> None:
+        """Raise CloudUnreachable while nobody answers: there is no cloud, and the draft may not alone."""
+        if self._connection.current is None and self._settings.fallback != "draft":
+            raise CloudUnreachable(self.why_away())
+
     def why_away(self) -> str:
         """Return why there is no engine."""
         return str(self._connection.error)
@@ -246,23 +262,37 @@ class AnswerService:
             answer.put(error)
 
     def _decode(self, answer: RunningAnswer, prepare: Prepare) -> None:
-        engine = cast("Engine | None", self._connection.current)
-        if engine is not None:
+        """Decode an answer. One that loses its engine before it began goes on with the next, if there is one.
+
+        Without one the draft answers, or CloudUnreachable says why not.
+        """
+        lost: CloudUnreachable | None = None
+        for _ in range(MAX_ENGINES):
+            engine = cast("Engine | None", self._connection.current)
+            if engine is None:
+                break
             try:
-                with self._turns.of(engine):
+                with self._turns.of(engine, partial(self._check_wait, answer, engine)):
                     answer.decode(engine, prepare)
                 return
-            except CloudUnreachable:
+            except CloudUnreachable as error:
                 if self._connection.current is engine:
                     self._connection.reconnect()
-                if self._settings.fallback != "draft" or answer.has_begun:
+                if answer.has_begun:
                     raise
-        elif self._settings.fallback != "draft":
-            raise CloudUnreachable(self.why_away())
+                lost = error
+        if self._settings.fallback != "draft":
+            raise lost or CloudUnreachable(self.why_away())
         alone = self._draft_engine()
-        with self._turns.of(alone):
+        with self._turns.of(alone, answer.check):
             answer.is_verified = False
             answer.decode(alone, prepare)
+
+    def _check_wait(self, answer: RunningAnswer, engine: Engine) -> None:
+        """Raise what ends the wait of an answer for its turn with an engine."""
+        answer.check()
+        if self._connection.current is not engine:
+            raise CloudUnreachable("the cloud was lost before the answer began")
 
     def _draft_engine(self) -> Engine:
         with self._draft_lock:

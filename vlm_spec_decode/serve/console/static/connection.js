@@ -55,8 +55,8 @@ export async function stopByRequest(token, robot = "") {
       fault = error.name === "TimeoutError" ? new Error("no reply from the robot's computer") : error;
       continue;
     }
-    if (!found.stopped) throw new Error(found.detail ? found.detail.join("; ") : found.error);
-    return found.detail.join("; ");
+    if (!found.stopped) throw new Error(found.detail || found.error);
+    return found.detail;
   }
   throw fault;
 }
@@ -160,15 +160,16 @@ export class Connection {
     });
   }
 
-  /** Stop the robot: by the WebSocket, and by a request of its own where no reply comes at once. */
-  async stop() {
-    const bySocket = this.isOpen ? this.command("stop") : Promise.reject(new Error("not connected"));
+  /** Stop the robot, or all: by the WebSocket, and by a request of its own where no reply comes at once. */
+  async stop(isForAll = false) {
+    const command = isForAll ? "stop_all" : "stop";
+    const bySocket = this.isOpen ? this.command(command) : Promise.reject(new Error("not connected"));
     const patience = new Promise((_, reject) => setTimeout(() => reject(new Error("no reply yet")), STOP_PATIENCE_MS));
     try {
       return await Promise.race([bySocket, patience]);
     } catch {
       // Whichever answers first: the request, or the socket after all.
-      const byRequest = stopByRequest(this.token, this.robot);
+      const byRequest = stopByRequest(this.token, isForAll ? "" : this.robot);
       return Promise.any([bySocket, byRequest]).catch(() => byRequest);
     }
   }

@@ -31,7 +31,7 @@ let asked = null;
 let shownPlan = null;
 let shownExecutor = null;
 let changedAt = -Infinity;
-const warnings = { link: "", fault: "", stop: "" };
+const warnings = { link: "", fault: "", stop: "", all: "", others: "" };
 let history = JSON.parse(sessionStorage.getItem(HISTORY) || "[]");
 let historyAt = history.length;
 
@@ -215,6 +215,7 @@ function onLiveSource(event) {
   byId("stop").textContent = isStopped ? "STOPPED" : "STOP";
   byId("release").hidden = !isStopped;
   if (isStopped) warn("fault", "");
+  if (was && !isStopped) warn("all", "");
   if (isStopped !== was) warn("stop", isStopped ? "The emergency stop is engaged: nothing moves the robot." : "");
 }
 
@@ -259,27 +260,37 @@ async function command(name, fields, done = "") {
   }
 }
 
-async function stop() {
+async function stop(isForAll = false) {
   pad.end();
   // It looks engaged only when the robot's side says so.
   if (!isStopped) byId("stop").textContent = "STOPPING…";
+  if (isForAll) byId("stop-all").textContent = "STOPPING ALL…";
   try {
     // Before there is a connection it is not known which robot is meant: all of them stop.
-    const found = await (connection ? connection.stop() : stopByRequest(keptToken()));
+    const found = await (connection ? connection.stop(isForAll) : stopByRequest(keptToken()));
     announce(`Stopped: ${found}`);
     warn("fault", "");
+    if (isForAll) {
+      warn("others", "");
+      warn("all", `All robots were stopped; each stays so until it is released. ${found}.`);
+    }
     if (!connection || !connection.isOpen) note(`Stopped: ${found}`);
   } catch (error) {
-    warn("fault", `The stop may not have reached the robot: ${error.message}.`);
+    // That this robot is seen to stand says nothing about the others.
+    if (isForAll) warn("others", `The stop may not have reached every robot: ${error.message}.`);
+    else warn("fault", `The stop may not have reached the robot: ${error.message}.`);
   }
   byId("stop").textContent = isStopped ? "STOPPED" : "STOP";
+  byId("stop-all").textContent = "STOP ALL ROBOTS";
 }
 
-byId("stop").addEventListener("pointerdown", (event) => {
-  // On the way down: a finger that slides off has stopped the robot, too.
-  if (!event.button) stop();
-});
-byId("stop").addEventListener("click", (event) => event.detail === 0 && stop());
+for (const [name, isForAll] of [["stop", false], ["stop-all", true]]) {
+  byId(name).addEventListener("pointerdown", (event) => {
+    // On the way down: a finger that slides off has stopped the robot, too.
+    if (!event.button) stop(isForAll);
+  });
+  byId(name).addEventListener("click", (event) => event.detail === 0 && stop(isForAll));
+}
 byId("release").onclick = () => command("release", {}, "The stop is released");
 byId("approve").onclick = () => decide("approve");
 byId("reject").onclick = () => decide("reject");
@@ -335,7 +346,7 @@ addEventListener("keydown", (event) => {
   const isSpace = event.code === "Space" && !isTextField(event.target) && !event.target.matches("input, select");
   if (!isSpace && event.code !== "Escape") return;
   event.preventDefault();
-  if (!event.repeat) stop();
+  if (!event.repeat) stop(isSpace && event.target === byId("stop-all"));
 }, { capture: true });
 addEventListener("keyup", (event) => {
   // A button takes the release of the space bar for a click.
@@ -374,8 +385,11 @@ async function begin(token) {
   keepToken(token);
   const choice = byId("robots");
   fill(choice, found.robots.map(({ name, title }) => make("option", { value: name, text: `${name}: ${title}` })));
-  byId("robot-choice").hidden = found.robots.length < 2;
-  choice.onchange = () => open(token, choice.value);
+  byId("robot-choice").hidden = byId("stop-all").hidden = found.robots.length < 2;
+  choice.onchange = () => {
+    warn("others", ""); // whoever looks at another robot sees how that one does
+    open(token, choice.value);
+  };
   open(token, found.robots[0].name);
 }
 
