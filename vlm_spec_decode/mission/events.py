@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Literal, TypeVar
 
 from vlm_spec_decode.actions.plan import PlanStatus
@@ -288,7 +289,7 @@ class MissionEvents:
                 refused = -1
                 while self._reply() is None and refused != self._refused():
                     refused = self._refused()
-                    self._changed.wait_for(lambda seen=refused: self._has_news(seen), timeout_s)
+                    self._changed.wait_for(partial(self._has_news, refused), timeout_s)
                     self.check()
                 return self._reply()
             finally:
