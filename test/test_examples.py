@@ -17,14 +17,13 @@ ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "examples"
 PROGRAMS = sorted(path.name for path in FOLDER.glob("*.py"))
 NOTEBOOKS = sorted(path.name for path in FOLDER.glob("*.ipynb"))
-ANSWER = "the blue box is right at 3.0 m . turn ( -10 ) forward ( 1.5 )"
+ANSWER = "blue box right 3 m . turn(-10) forward(1.5)"
 SAID = {
     "01_ask.py": rf"{re.escape(ANSWER)}\nactions: Turn\(angle_deg=-10.0\) Forward\(distance_m=1.5\)\n",
     "02_stream.py": (
         # Where one pass ends and the next begins goes with the speed of this computer; that the first action
         # is told before the second is complete does not.
-        r"turn \( -10 \)(?: forward(?: \()?)?\n  -> Turn\(angle_deg=-10.0\)\n"
-        r"(?: forward)?(?: \()? ?1.5 \)\n  -> Forward"
+        r"turn\(-10\)(?: forward\([1.5]*)?\n  -> Turn\(angle_deg=-10.0\)\n[^)]*\)\n  -> Forward"
     ),
     "05_new_strategy.py": r"same tokens: True\n$",
 }
@@ -66,9 +65,11 @@ def test_the_notebooks_cells_run_in_order(name: str) -> None:
     assert not any(cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code")
     said = run(["-c", "\n".join(cells)], FOLDER)
     assert ANSWER in said
-    assert "so far: i see" in said
-    passes = dict(re.findall(r"^(\w+) +30 tokens in (\d+) passes", said, re.MULTILINE))
-    assert int(passes["autoregressive"]) > int(passes["speculative"]) >= int(passes["hybrid"]) > 0
+    assert "so far:  green chair" in said
+    passes = dict(re.findall(r"^(\w+) +19 tokens in (\d+) passes", said, re.MULTILINE))
+    # `hybrid` saves time, not passes.
+    assert int(passes["autoregressive"]) > int(passes["speculative"]) > 0
+    assert int(passes["autoregressive"]) > int(passes["hybrid"]) > 0
     assert "nobody listens at 127.0.0.1:" in said
 
 

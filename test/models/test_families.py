@@ -145,7 +145,8 @@ def test_the_cache_is_the_familys(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     context = load_model(checkpoints.llama(tmp_path / "m")).open(checkpoints.observation(image=False))
     wanted = context.score((7,))
     context.score((), tuple(range(5, 59)) * 2, (0,) * 54 + (1,) * 54)
-    assert np.allclose(context.score((7, 8), (9,), (0,))[0], context.score((7, 8))[0])
+    # Rows of another number in a pass: kernels of some processors round them in another way.
+    assert np.allclose(context.score((7, 8), (9,), (0,))[0], context.score((7, 8))[0], atol=1e-5)
     assert Counted.gathers == context.stats.gathers > 0
     context.forget()
     assert np.allclose(context.score((7,)), wanted, atol=1e-4)

@@ -44,11 +44,16 @@ def _fast(tokenizer: Tokenizer, *more_ends: str) -> TokenizerCodec:
     return TokenizerCodec(fast, tuple(sorted(ends)))
 
 
-def shipped_codec() -> TokenizerCodec:
+def shipped_codec(name: str = "target") -> TokenizerCodec:
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(shipped("target"))
+    tokenizer = AutoTokenizer.from_pretrained(shipped(name))
     return TokenizerCodec(tokenizer, (tokenizer.eos_token_id,))
+
+
+def word_codec() -> TokenizerCodec:
+    """Whole words and numbers, as the language-only pair has them."""
+    return shipped_codec("text_target")
 
 
 def byte_level_codec() -> TokenizerCodec:
@@ -80,7 +85,8 @@ def sentencepiece_codec() -> TokenizerCodec:
 
 
 CODECS: dict[str, Callable[[], TokenizerCodec]] = {
-    "word level": shipped_codec,
+    "word level": word_codec,
+    "subword, digit by digit": shipped_codec,
     "byte level": byte_level_codec,
     "sentencepiece": sentencepiece_codec,
 }
@@ -162,8 +168,8 @@ def test_no_call_no_end(codec: TokenizerCodec, grammar: CompiledGrammar) -> None
         assert not mask[list(codec.stop_ids)].any()
 
 
-def test_the_shipped_tokenizer_is_forced_where_the_language_leaves_no_choice() -> None:
-    codec = shipped_codec()
+def test_whole_words_are_forced_where_the_language_leaves_no_choice() -> None:
+    codec = word_codec()
     walk = GrammarWalk(compile_grammar(language(), codec))
     text = "i see nothing . turn ( -10 ) forward ( 1.6 ) done ( )"
     tokens = (*codec.encode(text), codec.stop_ids[0])
@@ -175,7 +181,7 @@ def test_the_shipped_tokenizer_is_forced_where_the_language_leaves_no_choice() -
 
 
 def test_numbers_beyond_the_limits_are_not_legal() -> None:
-    codec = shipped_codec()
+    codec = word_codec()
     walk = GrammarWalk(compile_grammar(language(), codec))
     mask = walk.at(codec.encode("ok . forward (")).mask()
     assert mask is not None
@@ -186,7 +192,7 @@ def test_numbers_beyond_the_limits_are_not_legal() -> None:
 
 def test_two_numbers_are_not_run_together() -> None:
     """`5 5` would be 55 if the words' bytes were joined as they are."""
-    codec = shipped_codec()
+    codec = word_codec()
     walk = GrammarWalk(compile_grammar(language(), codec))
     mask = walk.at(codec.encode("turn ( 5")).mask()
     assert mask is not None
@@ -195,7 +201,7 @@ def test_two_numbers_are_not_run_together() -> None:
 
 def test_a_word_is_not_taken_for_the_beginning_of_a_call() -> None:
     """`for` begins `forward`, but no word goes on where it ends."""
-    codec = shipped_codec()
+    codec = word_codec()
     assert codec.encode("for do") != ()
     walk = GrammarWalk(compile_grammar(language(), codec))
     mask = walk.at(codec.encode("sit ( )")).mask()
@@ -205,10 +211,28 @@ def test_a_word_is_not_taken_for_the_beginning_of_a_call() -> None:
 
 
 def test_a_words_bytes_are_what_decoding_shows() -> None:
-    codec = shipped_codec()
+    codec = word_codec()
     table = word_bytes(codec)
     ids = codec.encode("turn ( -10 ) forward ( 1.6 )")
     assert b"".join(table[i] for i in ids).decode() == codec.decode(ids) + " "
+
+
+def test_the_shipped_tokenizer_is_forced_where_the_language_leaves_no_choice() -> None:
+    codec = shipped_codec()
+    walk = GrammarWalk(compile_grammar(language(), codec))
+    text = " ok . turn(-180) forward(3) sit() done()"
+    tokens = (*codec.encode(text), codec.stop_ids[0])
+    forced = [i for i in range(len(tokens)) if walk.forced(tokens[:i])[:1] == tokens[i : i + 1]]
+    # After -180 and 3 only a point or the end of the call may follow, so neither is forced.
+    assert [codec.decode((tokens[i],)) or "end" for i in forced] == ["end"]
+    for text, digit, is_legal in (
+        ("turn(-18", "0", True),
+        ("turn(-18", "1", False),
+        ("forward(3", "1", False),
+    ):
+        mask = walk.at(codec.encode(f" ok . {text}")).mask()
+        assert mask is not None
+        assert bool(mask[list(codec.encode(digit))].all()) == is_legal, text
 
 
 def test_masks_do_not_depend_on_what_was_asked_before(

@@ -183,7 +183,9 @@ def test_dead_drafts_that_are_kept_can_come_back(family: Loaded) -> None:
     first = context.score((), (11, 12, 13, 14), (0, 1, 0, 3))
     context.score((13,))
     passes = context.stats.passes
-    assert np.array_equal(context.score((11,), (12,), (0,)), first[[1, 2]])
+    # No pass: the same rows of the body. Two rows of the head are rounded in another way than four on some
+    # processors.
+    assert np.allclose(context.score((11,), (12,), (0,)), first[[1, 2]], atol=1e-5)
     assert context.stats.passes == passes
     for token in (11, 12, 15):
         nodes = deep_tree(rng, 9)

@@ -69,7 +69,8 @@ def test_untrained_model_is_told_the_action_language_and_ours_is_not(tmp_path):
     told = load_model(checkpoints.llama(tmp_path / "m")).encoder
     assert told.style is PromptStyle.ACTIONS
     assert told.render(checkpoints.observation(image=False)).startswith(system_text())
-    assert load_model(shipped("draft")).encoder.style is PromptStyle.BARE
+    assert load_model(shipped("draft")).encoder.style is PromptStyle.AMOUNTS
+    assert load_model(shipped("text_draft")).encoder.style is PromptStyle.BARE
 
 
 @pytest.mark.parametrize(

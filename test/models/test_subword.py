@@ -104,11 +104,11 @@ def test_the_template_of_the_tiny_models_gives_the_prompt_of_the_training(
     tok: PreTrainedTokenizerFast,
 ) -> None:
     from vlm_spec_decode.core.types import Observation
-    from vlm_spec_decode.models.prompt import TEXT_TEMPLATE, prompt_text
+    from vlm_spec_decode.models.prompt import TEXT_TEMPLATE, PromptStyle, prompt_text
 
     seen = Observation(None, "Go to the RED chair, 2m", ("turn(60)", "forward(1.5)"))
     text = tok.apply_chat_template(
-        [{"role": "user", "content": prompt_text(seen)}],
+        [{"role": "user", "content": prompt_text(seen, PromptStyle.AMOUNTS)}],
         chat_template=TEXT_TEMPLATE,
         add_generation_prompt=True,
         tokenize=False,

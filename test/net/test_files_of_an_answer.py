@@ -27,7 +27,7 @@ from vlm_spec_decode.transport.dealer import DealerLink
 
 pytestmark = [pytest.mark.net, pytest.mark.slow]
 
-MOST_AT_THE_EDGE, MOST_IN_THE_CLOUD = 41, 44
+MOST_AT_THE_EDGE, MOST_IN_THE_CLOUD = 42, 44
 
 
 @contextmanager

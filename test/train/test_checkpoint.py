@@ -18,12 +18,13 @@ from safetensors.torch import load_file
 from transformers import LlamaForCausalLM, LlavaForConditionalGeneration
 
 from vlm_spec_decode.core.errors import ConfigError, ModelError
-from vlm_spec_decode.models.checkpoint import TRANSFORMERS_LOCK, load_tokenizer
+from vlm_spec_decode.models.checkpoint import TRANSFORMERS_LOCK
 from vlm_spec_decode.models.loader import shipped
 from vlm_spec_decode.models.subword import train_subword_tokenizer
 from vlm_spec_decode.train.config import DataConfig, TextConfig, TrainConfig
 from vlm_spec_decode.train.frames import run_data
-from vlm_spec_decode.train.loop import load_guide
+from vlm_spec_decode.train.loop import export, load_guide
+from vlm_spec_decode.train.loop import tokenizer as word_tokenizer
 from vlm_spec_decode.train.text import new_text_training_state, run_text
 from vlm_spec_decode.train.training_state import (
     exporting,
@@ -211,24 +212,25 @@ def test_a_finished_model_waits_for_another_network_that_is_built(monkeypatch: p
     assert waited == [True]
 
 
-def test_a_model_with_other_words_lends_its_embeddings_and_layers() -> None:
+def test_a_model_with_other_words_lends_its_embeddings_and_layers(tmp_path: Path) -> None:
+    words = word_tokenizer()
+    export(tmp_path, new_training_state(TrainConfig("draft", seed=3), len(words)).model, words, {})
     texts = [" forward(1.5) done()", " a red chair ahead . turn(20)"] * 3
     tokenizer = train_subword_tokenizer(texts, 300)
     state = new_training_state(TrainConfig("draft"), len(tokenizer))
-    state.load(shipped("draft"), tokenizer)
-    found = load_finished(LlavaForConditionalGeneration, shipped("draft")).state_dict()
-    rows, before = state.model.lm_head.weight, load_tokenizer(shipped("draft"))
+    state.load(tmp_path, tokenizer)
+    found = load_finished(LlavaForConditionalGeneration, tmp_path).state_dict()
+    rows, before, vocabulary = state.model.lm_head.weight, found["lm_head.weight"], words.get_vocab()
     assert rows is state.model.model.language_model.embed_tokens.weight
-    vocabulary = before.get_vocab()
     for word in ("a", ".", "(", "5"):
         (token,) = tokenizer(word, add_special_tokens=False)["input_ids"]
-        assert torch.equal(rows[token], found["lm_head.weight"][vocabulary[word]]), word
+        assert torch.equal(rows[token], before[vocabulary[word]]), word
     (call,) = tokenizer(" turn(", add_special_tokens=False)["input_ids"]
-    turn, bracket = (found["lm_head.weight"][vocabulary[word]] for word in ("turn", "("))
-    assert torch.allclose(rows[call], (turn + bracket) / 2)
-    assert torch.equal(rows[:5], found["lm_head.weight"][:5])
+    assert torch.allclose(rows[call], (before[vocabulary["turn"]] + before[vocabulary["("]]) / 2)
+    assert torch.equal(rows[:5], before[:5])
+    # A token in which the old tokenizer reads no word is drawn as the words are spread.
     other = rows[tokenizer("ß", add_special_tokens=False)["input_ids"]]
-    assert other.std().item() == pytest.approx(found["lm_head.weight"].std().item(), rel=0.3)
+    assert other.std().item() == pytest.approx(before.std().item(), rel=0.3)
     layers = [name for name in found if ".layers." in name]
     assert layers
     for name in layers:

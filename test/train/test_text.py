@@ -116,7 +116,7 @@ def test_a_run_in_two_parts_equals_a_run_in_one_also_of_a_draft_that_learns_answ
     one, two = (load_file(folder.out / "model.safetensors") for folder in (whole, parts))
     assert all(torch.equal(one[name], two[name]) for name in one)
     model = load_model(parts.out)
-    assert model.card.prompt_digest == load_model(shipped("draft")).card.prompt_digest
+    assert model.card.prompt_digest == load_model(shipped("text_draft")).card.prompt_digest
     assert model.encoder.render(held_out_dialogue(1_000_001).observation).endswith("robot :")
 
 

@@ -10,7 +10,6 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
-from vlm_spec_decode.core.ports import TextCodec
 from vlm_spec_decode.core.trace import AnswerTrace, Tracer
 from vlm_spec_decode.core.types import AnswerRequest, Commit, Correction, Event, Hint, Tokens
 
@@ -113,17 +112,3 @@ class TokenFates(Tracer):
                 drafted.append(TokenPiece(text[len(known) :], "drafted"))
                 known = text
         self._on_change(answer, (*watched.pieces, *drafted))
-
-
-def token_ends(codec: TextCodec, tokens: Tokens, text: str) -> tuple[int, ...]:
-    """Return for each token how many characters of the answer lead up to its end; they never fall.
-
-    A token may end in the middle of a character, whose bytes the next one completes.
-    """
-    ends, last = [], 0
-    for count in range(1, len(tokens)):
-        so_far = codec.decode(tokens[:count])
-        if text.startswith(so_far):
-            last = max(last, len(so_far))
-        ends.append(last)
-    return (*ends, len(text)) if tokens else ()

@@ -1,9 +1,10 @@
-"""The committed tokens of one answer: the only mutable object in decoding."""
+"""The committed tokens of one answer, the only mutable object in decoding, and where they end in its text."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from vlm_spec_decode.core.ports import TextCodec
 from vlm_spec_decode.core.types import Commit, Tokens
 
 
@@ -48,3 +49,17 @@ class Sequence:
         if commit.finished and commit.epoch == self.epoch and reached:
             self.finished = True
         return new
+
+
+def token_ends(codec: TextCodec, tokens: Tokens, text: str) -> tuple[int, ...]:
+    """Return for each token how many characters of the answer lead up to its end; they never fall.
+
+    A token may end in the middle of a character, whose bytes the next one completes.
+    """
+    ends, last = [], 0
+    for count in range(1, len(tokens)):
+        so_far = codec.decode(tokens[:count])
+        if text.startswith(so_far):
+            last = max(last, len(so_far))
+        ends.append(last)
+    return (*ends, len(text)) if tokens else ()

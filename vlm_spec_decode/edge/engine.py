@@ -27,7 +27,6 @@ from vlm_spec_decode.core.errors import (
 )
 from vlm_spec_decode.core.ports import Clock, Drafter, Model, TextCodec, Verifier
 from vlm_spec_decode.core.processes import Processes, Threads
-from vlm_spec_decode.core.token_fates import token_ends
 from vlm_spec_decode.core.trace import (
     NO_TRACER,
     AnswerTrace,
@@ -38,7 +37,7 @@ from vlm_spec_decode.core.trace import (
     TracerGroup,
 )
 from vlm_spec_decode.core.types import AnswerRequest, Image, Observation, SamplingParams, Tokens
-from vlm_spec_decode.decoding.sequence import Sequence
+from vlm_spec_decode.decoding.sequence import Sequence, token_ends
 from vlm_spec_decode.edge.answer_cache import AnswerCache
 from vlm_spec_decode.edge.draft_ahead import DraftAhead
 from vlm_spec_decode.edge.draft_budget import DraftBudget
