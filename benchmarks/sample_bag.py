@@ -21,7 +21,7 @@ from vlm_spec_decode.demo.process_stack import ProcessStack, ProcessStackConfig
 from vlm_spec_decode.sim.scene import random_scene
 from vlm_spec_decode.transport.keys import generate
 
-SEED = 1_000_004
+SEED = 1_000_006
 TIMEOUT_S = 90.0
 MAX_BYTES = 10 * 2**20
 

@@ -133,7 +133,7 @@ def test_other_settings_do_not_mix_with_old_rows(walk, tmp_path):
 
 def test_a_run_is_made_again_from_what_its_bag_says_and_other_models_are_named(tmp_path):
     pair = load_pair()
-    hot = {"temperature": 1.5, "seed": 7, "rule": "coupled", "max_tokens": 24}
+    hot = {"temperature": 2.0, "seed": 11, "rule": "coupled", "max_tokens": 24}
     revisions = [model.card.revision for model in (pair.target, pair.draft)]
     paths = {}
     for name, models, settings in (("then", revisions, hot), ("cold", [revisions[0], "another"], {})):
@@ -147,7 +147,7 @@ def test_a_run_is_made_again_from_what_its_bag_says_and_other_models_are_named(t
     said, faults = {}, {}
     for name, bag, chosen in (
         ("as recorded", "then", ReplayChoice()),
-        ("by hand", "cold", ReplayChoice("coupled", 1.5, 7, 24)),
+        ("by hand", "cold", ReplayChoice("coupled", 2.0, 11, 24)),
         ("without", "cold", ReplayChoice()),
     ):
         faults[name] = Counter()
