@@ -226,7 +226,7 @@ def test_the_python_of_its_page_runs(user):
     assert "(Sit()" in said
     first, *_, last = user(f"python - <<'END'\n{several}END\n").splitlines()
     assert " | " in first
-    assert "sit ( )" in last.split(" | ")[1], "both at once"
+    assert "turn(" in last.split(" | ")[1], "both at once"
     said = user(f"python - <<'END'\n{mission}END\n")
     assert said.splitlines()[-1] == "done forward(1) done()"
 
