@@ -37,7 +37,7 @@ def test_a_labelled_walk_becomes_frames_with_what_was_right(folder):
     assert len(data.dialogues) == LABELLED
     assert np.asarray(data.frames).std() > 10
     first = data.dialogues[0]
-    assert first["instruction"] == "turn to the yellow table"
+    assert first["instruction"] == "turn to the red ball"
     assert parse_answer(first["answer"])
     tok = tokenizer()
     assert all(tok.unk_token_id not in tok(talk["answer"])["input_ids"] for talk in data.dialogues)
