@@ -65,6 +65,7 @@ def store(folder: Path, out: Path, record: dict[str, Any], acceptance: float) ->
     shutil.rmtree(out, ignore_errors=True)
     shutil.copytree(folder, out, ignore=LEFT_OUT)
     config = {key: value for key, value in record["config"].items() if key not in PRIVATE}
+    config["tokenizer"] = "tokenizer.json"
     about = {
         "role": "draft",
         "what": f"the shipped draft's recipe stopped after {record['steps']} steps; for the benchmark",
