@@ -168,14 +168,18 @@ def test_no_call_no_end(codec: TokenizerCodec, grammar: CompiledGrammar) -> None
         assert not mask[list(codec.stop_ids)].any()
 
 
+def forced_words(codec: TokenizerCodec, walk: GrammarWalk, text: str) -> list[str]:
+    """Return the tokens of an answer, its end among them, that the grammar leaves no choice for."""
+    tokens = (*codec.encode(text), codec.stop_ids[0])
+    forced = [i for i in range(len(tokens)) if walk.forced(tokens[:i])[:1] == tokens[i : i + 1]]
+    return [codec.decode((tokens[i],)) or "end" for i in forced]
+
+
 def test_whole_words_are_forced_where_the_language_leaves_no_choice() -> None:
     codec = word_codec()
     walk = GrammarWalk(compile_grammar(language(), codec))
     text = "i see nothing . turn ( -10 ) forward ( 1.6 ) done ( )"
-    tokens = (*codec.encode(text), codec.stop_ids[0])
-    forced = [i for i in range(len(tokens)) if walk.forced(tokens[:i])[:1] == tokens[i : i + 1]]
-    words = [codec.decode((tokens[i],)) or "end" for i in forced]
-    assert words == [")", "(", ")", "(", ")", "end"]
+    assert forced_words(codec, walk, text) == [")", "(", ")", "(", ")", "end"]
     assert walk.forced(codec.encode("ok . done")) == ()
     assert walk.forced(codec.encode("turn ( 30 ) done")) == (*codec.encode("( )"), codec.stop_ids[0])
 
@@ -221,10 +225,8 @@ def test_the_shipped_tokenizer_is_forced_where_the_language_leaves_no_choice() -
     codec = shipped_codec()
     walk = GrammarWalk(compile_grammar(language(), codec))
     text = " ok . turn(-180) forward(3) sit() done()"
-    tokens = (*codec.encode(text), codec.stop_ids[0])
-    forced = [i for i in range(len(tokens)) if walk.forced(tokens[:i])[:1] == tokens[i : i + 1]]
     # After -180 and 3 only a point or the end of the call may follow, so neither is forced.
-    assert [codec.decode((tokens[i],)) or "end" for i in forced] == ["end"]
+    assert forced_words(codec, walk, text) == ["end"]
     for text, digit, is_legal in (
         ("turn(-18", "0", True),
         ("turn(-18", "1", False),

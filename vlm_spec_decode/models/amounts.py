@@ -193,7 +193,7 @@ _PARTS = {
     **{"drittel": Fraction(1, 3), "achtel": Fraction(1, 8)},
     **{"medio": Fraction(1, 2), "media": Fraction(1, 2), "cuarto": Fraction(1, 4), "tercio": Fraction(1, 3)},
 }
-_COUNTS = {"two": 2, "dos": 2, "zwei": 2, "three": 3, "tres": 3, "drei": 3}
+_COUNTS = {"two": 2, "three": 3, "tres": 3}
 _PART = "half|halves|(?:third|quarter|fourth|fifth|sixth|eighth|tenth)s?"
 _AND_PART = rf"(?:,? and (?:(?P<count>an?|one|two|three) )?(?P<part>{_PART})| y (?P<es>medi[oa]|cuarto))?"
 
@@ -206,15 +206,12 @@ def _and_part(found: re.Match[str]) -> Fraction:
 
 
 def _share(count: str | None, part: str) -> Fraction:
-    times = {"two": 2, "three": 3, "dos": 2, "tres": 3, "drei": 3, "zwei": 2}.get(
-        (count or "one").strip().lower(), 1
-    )
-    part = part.lower()
+    times, part = _COUNTS.get((count or "").strip().lower(), 1), part.lower()
     return times * (_PARTS.get(part) or _PARTS[part.rstrip("s")])
 
 
-def _unit(found: re.Match[str], name: str = "unit") -> tuple[Quantity, Fraction]:
-    shown = found[name].lower()
+def _unit(found: re.Match[str]) -> tuple[Quantity, Fraction]:
+    shown = found["unit"].lower()
     return next((q, size) for pattern, q, size in _UNITS if re.fullmatch(pattern, shown))
 
 
@@ -231,11 +228,6 @@ def _single(found: re.Match[str]) -> tuple[Quantity, Fraction]:
     """Return "a metre", "a metre and a half"."""
     quantity, size = _unit(found)
     return quantity, (1 + _and_part(found)) * size
-
-
-def _couple(found: re.Match[str]) -> tuple[Quantity, Fraction]:
-    quantity, size = _unit(found)
-    return quantity, 2 * size
 
 
 def _part_of(found: re.Match[str]) -> tuple[Quantity, Fraction]:
@@ -268,9 +260,14 @@ def _fixed(quantity: Quantity, value: Fraction) -> _Read:
     return lambda _: (quantity, value)
 
 
-def _half_unit(found: re.Match[str]) -> tuple[Quantity, Fraction]:
-    quantity, size = _unit(found)
-    return quantity, size / 2
+def _times(count: Fraction) -> _Read:
+    """Return what reads so many of a unit: "a couple of metres", "medio metro"."""
+
+    def read(found: re.Match[str]) -> tuple[Quantity, Fraction]:
+        quantity, size = _unit(found)
+        return quantity, count * size
+
+    return read
 
 
 def _and_half(found: re.Match[str]) -> tuple[Quantity, Fraction]:
@@ -293,7 +290,7 @@ _FORMS: tuple[tuple[str, _Read], ...] = (
     (rf"{_NUMBER}{_AND_PART}[ -]?{_UNIT}", _plain),
     (rf"{_NUMBER} ?{_UNIT}{_AND_PART}(?!\w)", _plain),
     (rf"(?<!\w)(?:an?|a single) {_UNIT}{_AND_PART}(?!\w)", _single),
-    (rf"(?<!\w)(?:a couple(?: of)?|un par de) {_UNIT}", _couple),
+    (rf"(?<!\w)(?:a couple(?: of)?|un par de) {_UNIT}", _times(Fraction(2))),
     # half a metre, three quarters of a metre; a quarter turn
     (rf"{_ONE}(?P<part>{_PART})(?: of)?(?: an?| one)? {_UNIT}", _part_of),
     (rf"{_ONE}(?P<part>{_PART})[ -](?:of )?(?:an? )?{_TURNS}(?!\w)", _turn),
@@ -303,9 +300,9 @@ _FORMS: tuple[tuple[str, _Read], ...] = (
     (r"(?<!\w)(?:a )?right angle(?!\w)", _fixed("angle", Fraction(90))),
     (r"(?<!\w)a moment(?!\w)", _fixed("duration", Fraction(2))),
     # medio metro, einen halben Meter, 半米; 一米半, metro y medio, anderthalb Meter, zweieinhalb Meter
-    (rf"(?<!\w)medi[oa] {_UNIT}", _half_unit),
-    (rf"(?<!\w)(?:einen |eine |ein )?halbe[nrsm]? {_UNIT}", _half_unit),
-    (rf"半{_UNIT}", _half_unit),
+    (rf"(?<!\w)medi[oa] {_UNIT}", _times(Fraction(1, 2))),
+    (rf"(?<!\w)(?:einen |eine |ein )?halbe[nrsm]? {_UNIT}", _times(Fraction(1, 2))),
+    (rf"半{_UNIT}", _times(Fraction(1, 2))),
     (rf"{_NUMBER}{_UNIT}半", _and_half),
     (rf"(?<!\w)(?:un )?{_UNIT} y medi[oa](?!\w)", _and_half),
     (rf"(?<!\w)(?:anderthalb|eineinhalb) {_UNIT}", _and_half),
