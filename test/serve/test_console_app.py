@@ -20,7 +20,7 @@ from vlm_spec_decode.core.errors import ConfigError, RobotError
 from vlm_spec_decode.serve.access import bind_address
 from vlm_spec_decode.serve.console import settings as console_settings
 from vlm_spec_decode.serve.console.app import MAX_MESSAGE_CHARS
-from vlm_spec_decode.serve.console.commands import STOP_AGAIN_S, CommandDesk, Page
+from vlm_spec_decode.serve.console.commands import MAX_PRESSES, STOP_AGAIN_S, CommandDesk, Page
 
 pytestmark = pytest.mark.alone
 
@@ -325,6 +325,40 @@ def test_a_stop_waits_for_no_other_command():
         desk.command(page, {"command": "instruct", "instruction": "go"})
     assert desk.stop(page).result(1.0) == "stopped"
     robot.free.set()
+    desk.close()
+
+
+def test_messages_of_one_press_are_one_stop_and_another_press_is_another(served, page):
+    desk = served.console.desks["fake"]
+    assert page.command("stop", press="p1")["type"] == "done"
+    assert page.command("release")["type"] == "done"
+    # The same press once more, late: somebody has released the robot since, and it stays released.
+    assert "stands" in page.command("stop", press="p1")["detail"]
+    assert json.loads(get(served, "/api/stop?press=p1&robot=fake", VIEWER, "POST")[1])["stopped"]
+    assert not served.robot.is_stopped
+    assert json.loads(get(served, "/api/stop?press=p2", VIEWER, "POST")[1])["stopped"]
+    assert served.robot.is_stopped
+    page.command("release")
+    # What is no name is no press: it stops whatever was before.
+    for press in ("", 7, None, "x" * 65):
+        assert page.command("stop", press=press)["type"] == "done"
+        assert served.robot.is_stopped
+        page.command("release")
+    assert len(desk._presses) == 2
+
+
+def test_a_press_that_failed_is_carried_out_again_and_few_are_remembered():
+    robot = SlowRobot()
+    desk, page = CommandDesk(robot, WallClock()), Page(1, "somebody", True)
+    robot.fault = RobotError("no standstill was confirmed")
+    with pytest.raises(RobotError):
+        desk.stop(page, "p").result(1.0)
+    robot.fault = None
+    assert desk.stop(page, "p").result(1.0) == "stopped"
+    assert robot.stops == 2
+    for number in range(2 * MAX_PRESSES):
+        desk.stop(page, f"p{number}").result(1.0)
+    assert len(desk._presses) == MAX_PRESSES
     desk.close()
 
 

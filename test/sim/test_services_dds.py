@@ -154,7 +154,7 @@ def _served(room: Path) -> Iterator[None]:
 
 
 def test_the_sport_client_meets_a_go2(served: None) -> None:
-    seen = run_client(SPORT)
+    seen = run_client(SPORT, at_once=True)
     assert seen["version"] == [0, "1.0.0.1"]
     assert seen["first"] is True
     assert seen["stand_up"] == [0, True]
@@ -180,7 +180,7 @@ def test_the_sport_client_meets_a_go2(served: None) -> None:
 
 def test_video_avoidance_and_mode_clients(served: None, tmp_path: Path) -> None:
     file = tmp_path / "front.jpg"
-    seen = run_client(OTHERS.replace("FRAME", str(file)))
+    seen = run_client(OTHERS.replace("FRAME", str(file)), at_once=True)
     with Image.open(file) as picture:
         assert (picture.format, picture.size) == ("JPEG", (640, 360))
         assert np.asarray(picture).std() > 10

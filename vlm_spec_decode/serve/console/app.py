@@ -36,7 +36,7 @@ from vlm_spec_decode.core.errors import UsageError, VsdError
 from vlm_spec_decode.core.page import style
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.serve.access import AccessKeys, HttpLimits
-from vlm_spec_decode.serve.console.commands import CommandDesk, ConsoleRobot, Page, stop_all
+from vlm_spec_decode.serve.console.commands import CommandDesk, ConsoleRobot, Page, press_of, stop_all
 from vlm_spec_decode.serve.console.state import Event, encode
 from vlm_spec_decode.serve.console.video import VideoFrame
 from vlm_spec_decode.serve.guard import STATUS, Guard, bearer
@@ -191,14 +191,15 @@ class Console:
     async def _stop(self, request: Request) -> Response:
         """Stop a robot, or all, without a WebSocket: for a page whose connection is gone, and for scripts."""
         desk, page = self.desks.get(request.query_params.get("robot", "")), self._page(request.scope)
-        stop = asyncio.wrap_future(desk.stop(page) if desk else self._stop_all(page))
+        press = press_of(request.query_params.get("press"))
+        stop = asyncio.wrap_future(desk.stop(page, press) if desk else self._stop_all(page, press))
         await asyncio.wait((stop,))
         fault = stop.exception()
         told = {"stopped": fault is None, "detail": str(fault or stop.result())}
         return JSONResponse(told, status_code=200 if fault is None else 500, headers=HEADERS)
 
-    def _stop_all(self, page: Page) -> Future[str]:
-        return stop_all(self.desks.values(), page)
+    def _stop_all(self, page: Page, press: str) -> Future[str]:
+        return stop_all(self.desks.values(), page, press)
 
     async def _frame(self, request: Request) -> Response:
         """Send the picture that an answer was about."""
@@ -255,7 +256,7 @@ class _EventSocket:
     """One page's WebSocket of events. The state calls `_put` from any thread."""
 
     def __init__(
-        self, socket: WebSocket, desk: CommandDesk, page: Page, stop_all: Callable[[Page], Future[str]]
+        self, socket: WebSocket, desk: CommandDesk, page: Page, stop_all: Callable[[Page, str], Future[str]]
     ) -> None:
         self._socket, self._desk, self._page, self._stop_all = socket, desk, page, stop_all
         self._loop = asyncio.get_running_loop()
@@ -321,7 +322,7 @@ class _EventSocket:
             if kind == "drive":
                 self._desk.drive(self._page, message)
             elif kind == "command" and message.get("command") == "stop_all":
-                self._reply_later(number, self._stop_all(self._page))
+                self._reply_later(number, self._stop_all(self._page, press_of(message.get("press"))))
             elif kind == "command":
                 self._reply_later(number, self._desk.command(self._page, message))
             elif kind == "replay":

@@ -37,6 +37,9 @@ STOP_AGAIN_S, MAX_STOPS = 0.2, 40
 """Stops that are asked for within this time of one another are one; a page sends a second one after 0.25 s.
 So many may hang at once: five a second, as long as a ROS service is waited for."""
 
+MAX_PRESSES = 256
+"""Presses of stop buttons that are remembered, so that the second message of one is known as such."""
+
 COMMANDS_PER_S, COMMAND_BURST = 5.0, 20
 """Commands that one page may send, beside stops and the drive pad."""
 
@@ -183,6 +186,7 @@ class CommandDesk:
         self._stops = ThreadPoolExecutor(MAX_STOPS, thread_name_prefix="console stop")
         self._stopping: Future[str] | None = None
         self._stopping_s = -math.inf
+        self._presses: dict[str, Future[str]] = {}
         self._ends = ThreadPoolExecutor(2, thread_name_prefix="console end")  # waits for no other command
         self._others = ThreadPoolExecutor(2, thread_name_prefix="console command")
 
@@ -220,22 +224,33 @@ class CommandDesk:
         if begins:
             self._note(page, "drive", "begins")
 
-    def stop(self, page: Page) -> Future[str]:
+    def stop(self, page: Page, press: str = "") -> Future[str]:
         """Stop the robot now; a stop that has just begun counts for everyone who asks meanwhile.
 
-        One that hangs does not: its reply may be lost, and the robot may have been released since.
+        One that hangs does not: its reply may be lost, and the robot may have been released since. `press`
+        names one press of a button, of which a page may send several messages: one that comes after the press
+        has stopped the robot changes nothing, since somebody may have released it in between. A press that
+        failed or hangs is carried out again.
         """
+        earlier = self._presses.get(press)
+        if earlier is not None and earlier.done() and earlier.exception() is None:
+            return earlier
         stopping, now_s = self._stopping, self._clock.now()
         if stopping is None or stopping.done() or now_s - self._stopping_s > STOP_AGAIN_S:
             stopping = self._stopping = self._stops.submit(self._stop, page)
             self._stopping_s = now_s
+        if press:
+            self._presses.pop(press, None)
+            self._presses[press] = stopping
+            if len(self._presses) > MAX_PRESSES:
+                del self._presses[next(iter(self._presses))]
         return stopping
 
     def command(self, page: Page, message: Mapping[str, Any]) -> Future[str]:
         """Begin a command; the result is what became of it. Raises UsageError for what may not be done."""
         name = message.get("command")
         if name == "stop":
-            return self.stop(page)
+            return self.stop(page, press_of(message.get("press")))
         work = self._work(str(name), message)
         if not page.may_command:
             self._note(page, str(name), "refused: this page may only look", done=False)
@@ -310,12 +325,17 @@ class CommandDesk:
             self.robot.state.on_driver("" if driver is None else driver.who)
 
 
-def stop_all(desks: Iterable[CommandDesk], page: Page) -> Future[str]:
+def press_of(given: object) -> str:
+    """Return what a page calls a press of its stop button, "" if it says nothing of use. Never raises."""
+    return given if isinstance(given, str) and len(given) <= 64 else ""
+
+
+def stop_all(desks: Iterable[CommandDesk], page: Page, press: str = "") -> Future[str]:
     """Stop all robots now; none waits for another. The result says of each what became of it.
 
     Its exception is a RobotError that says the same, if the stop of any of them has failed.
     """
-    stops = {desk.robot.state.facts.name: desk.stop(page) for desk in desks}
+    stops = {desk.robot.state.facts.name: desk.stop(page, press) for desk in desks}
     found: Future[str] = Future()
     waiting, lock = set(stops), threading.Lock()
 

@@ -42,9 +42,12 @@ function request(path, token, withinMs, options = {}) {
   return fetch(path, { ...options, signal, headers: { Authorization: `Bearer ${token}` }, cache: "no-store" });
 }
 
+/** A name for one press of a stop button, by which all its messages are known as one. */
+const namePress = () => Array.from(crypto.getRandomValues(new Uint32Array(3)), (part) => part.toString(36)).join("");
+
 /** Stop a robot, or all where none is named, by a request of its own; tried again while no reply comes. */
-export async function stopByRequest(token, robot = "") {
-  const path = robot ? `/api/stop?robot=${encodeURIComponent(robot)}` : "/api/stop";
+export async function stopByRequest(token, robot = "", press = namePress()) {
+  const path = `/api/stop?press=${press}${robot && `&robot=${encodeURIComponent(robot)}`}`;
   let fault = null;
   for (const withinMs of STOP_TRIES_MS) {
     if (fault) await new Promise((resolve) => setTimeout(resolve, STOP_PAUSE_MS));
@@ -163,13 +166,14 @@ export class Connection {
   /** Stop the robot, or all: by the WebSocket, and by a request of its own where no reply comes at once. */
   async stop(isForAll = false) {
     const command = isForAll ? "stop_all" : "stop";
-    const bySocket = this.isOpen ? this.command(command) : Promise.reject(new Error("not connected"));
+    const press = namePress();
+    const bySocket = this.isOpen ? this.command(command, { press }) : Promise.reject(new Error("not connected"));
     const patience = new Promise((_, reject) => setTimeout(() => reject(new Error("no reply yet")), STOP_PATIENCE_MS));
     try {
       return await Promise.race([bySocket, patience]);
     } catch {
       // Whichever answers first: the request, or the socket after all.
-      const byRequest = stopByRequest(this.token, isForAll ? "" : this.robot);
+      const byRequest = stopByRequest(this.token, isForAll ? "" : this.robot, press);
       return Promise.any([bySocket, byRequest]).catch(() => byRequest);
     }
   }
