@@ -20,7 +20,7 @@ from vlm_spec_decode.core.errors import ConfigError, RobotError
 from vlm_spec_decode.serve.access import bind_address
 from vlm_spec_decode.serve.console import settings as console_settings
 from vlm_spec_decode.serve.console.app import MAX_MESSAGE_CHARS
-from vlm_spec_decode.serve.console.commands import MAX_PRESSES, STOP_AGAIN_S, CommandDesk, Page
+from vlm_spec_decode.serve.console.commands import HANGS_S, MAX_PRESSES, STOP_AGAIN_S, CommandDesk, Page
 
 pytestmark = pytest.mark.alone
 
@@ -356,6 +356,17 @@ def test_a_press_that_failed_is_carried_out_again_and_few_are_remembered():
     robot.fault = None
     assert desk.stop(page, "p").result(1.0) == "stopped"
     assert robot.stops == 2
+    # While it is carried out, another message of it waits with it; if it hangs, it is carried out once more.
+    robot.stops_end.clear()
+    first = desk.stop(page, "q")
+    time.sleep(2 * STOP_AGAIN_S)
+    assert desk.stop(page, "q") is first
+    time.sleep(HANGS_S)
+    second = desk.stop(page, "q")
+    assert second is not first
+    robot.stops_end.set()
+    assert [first.result(1.0), second.result(1.0)] == ["stopped", "stopped"]
+    assert robot.stops == 4
     for number in range(2 * MAX_PRESSES):
         desk.stop(page, f"p{number}").result(1.0)
     assert len(desk._presses) == MAX_PRESSES

@@ -37,6 +37,10 @@ STOP_AGAIN_S, MAX_STOPS = 0.2, 40
 """Stops that are asked for within this time of one another are one; a page sends a second one after 0.25 s.
 So many may hang at once: five a second, as long as a ROS service is waited for."""
 
+HANGS_S = 0.9
+"""A stop that takes longer hangs, and another message of its press is a stop of its own. A walking robot stands
+after 0.3 s; a page's request waits 1 s for its reply before it is sent again."""
+
 MAX_PRESSES = 256
 """Presses of stop buttons that are remembered, so that the second message of one is known as such."""
 
@@ -186,7 +190,7 @@ class CommandDesk:
         self._stops = ThreadPoolExecutor(MAX_STOPS, thread_name_prefix="console stop")
         self._stopping: Future[str] | None = None
         self._stopping_s = -math.inf
-        self._presses: dict[str, Future[str]] = {}
+        self._presses: dict[str, tuple[Future[str], float]] = {}
         self._ends = ThreadPoolExecutor(2, thread_name_prefix="console end")  # waits for no other command
         self._others = ThreadPoolExecutor(2, thread_name_prefix="console command")
 
@@ -232,16 +236,19 @@ class CommandDesk:
         has stopped the robot changes nothing, since somebody may have released it in between. A press that
         failed or hangs is carried out again.
         """
-        earlier = self._presses.get(press)
-        if earlier is not None and earlier.done() and earlier.exception() is None:
-            return earlier
-        stopping, now_s = self._stopping, self._clock.now()
+        now_s = self._clock.now()
+        earlier, begun_s = self._presses.get(press, (None, 0.0))
+        if earlier is not None:
+            has_stopped = earlier.done() and earlier.exception() is None
+            if has_stopped or (not earlier.done() and now_s - begun_s < HANGS_S):
+                return earlier
+        stopping = self._stopping
         if stopping is None or stopping.done() or now_s - self._stopping_s > STOP_AGAIN_S:
             stopping = self._stopping = self._stops.submit(self._stop, page)
             self._stopping_s = now_s
         if press:
             self._presses.pop(press, None)
-            self._presses[press] = stopping
+            self._presses[press] = stopping, self._stopping_s
             if len(self._presses) > MAX_PRESSES:
                 del self._presses[next(iter(self._presses))]
         return stopping

@@ -37,7 +37,7 @@ class ServeSettings:
     answers: int = setting(
         MAX_OPEN_ANSWERS, "Answers that are decoded at the same time; others wait.", 1, MAX_OPEN_ANSWERS
     )
-    concurrency: int = setting(64, "Requests under way, those that wait included; then 429.", 1, 4096)
+    concurrency: int = setting(128, "Requests under way, those that wait included; then 429.", 1, 4096)
     longest_answer: int = setting(1024, "Most tokens that a request may ask for.", 1, 4096)
     max_body_mib: int = setting(16, "Largest body.", 1, 256)
     max_megapixels: float = setting(24.0, "Largest picture.", 0.01, 40.0)
