@@ -14,6 +14,7 @@ from vlm_spec_decode.actions.parser import parse_answer, question_of
 from vlm_spec_decode.actions.types import MOTIONS, Action, Ask, Done, Forward, Turn, Wait, action_numbers
 from vlm_spec_decode.train import teacher
 from vlm_spec_decode.train.instructions import Goal
+from vlm_spec_decode.train.lexicon import UNSEEN_EVERY, words
 from vlm_spec_decode.train.phrasings import SLOTS, Phrasing, normalised, phrasings
 from vlm_spec_decode.train.scene_description import VisibleObject
 from vlm_spec_decode.train.spoken_dialogues import (
@@ -70,9 +71,23 @@ def test_what_must_not_be_done_is_answered_in_words_and_without_motion() -> None
             assert dialogue.answer.split(" . ")[0] in teacher.ONLY_WORDS.values()
 
 
+def test_strange_words_are_taught_to_stand_still_and_measured_with_others() -> None:
+    rng, sayings = np.random.default_rng(0), Sayings()
+    made_up = [s for s in (sayings.draw(rng, VIEW) for _ in range(6000)) if s.phrasing.meaning not in NO_MOTION]
+    strange = [s for s in made_up if s.goal.verb in ("unknown", "impossible")]
+    assert len(strange) > 100  # a known command about an unknown thing
+    assert {parse_answer(teacher.answer(s.goal, VIEW, (), BRIEF)) for s in strange} == {(Done(),)}
+    unseen = {word for kind in ("nouns", "verbs", "made_up") for word in words(kind)[::UNSEEN_EVERY]}
+    told = " ".join(s.goal.text for s in strange).lower().split()
+    assert not unseen & set(told) - {word for p in phrasings() for word in p.text.split()}
+    held = Sayings("held_out", noise=False)
+    drawn = (held.draw(rng, VIEW, "meaningless") for _ in range(400))
+    assert unseen & {word for said in drawn for word in said.goal.text.split()}
+
+
 def test_held_out_sayings_are_of_held_out_phrasings() -> None:
     taught = {normalised(p.text) for p in phrasings()}
-    rng, sayings = np.random.default_rng(0), Sayings(held_out=True)
+    rng, sayings = np.random.default_rng(0), Sayings("held_out")
     assert not any(normalised(sayings.draw(rng, VIEW).phrasing.text) in taught for _ in range(400))
 
 

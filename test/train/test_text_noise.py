@@ -5,11 +5,23 @@ from __future__ import annotations
 import re
 
 import numpy as np
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vlm_spec_decode.train.phrasings import phrasings
-from vlm_spec_decode.train.text_noise import AFTER, BEFORE, KEPT, NEGATIONS, known_words, noisy, with_typo
+from vlm_spec_decode.train.lexicon import words
+from vlm_spec_decode.train.text_noise import (
+    AFTER,
+    BEFORE,
+    KEPT,
+    NEGATIONS,
+    OPENED_SHARE,
+    known_words,
+    noisy,
+    opened,
+    with_typo,
+)
 
 TEXTS = [p.text.replace("{", "").replace("}", "") for p in phrasings() if p.tongue == "en"]
 
@@ -34,7 +46,18 @@ def test_digits_sides_numbers_and_negations_stay_as_they_are() -> None:
 
 
 def test_no_word_around_an_instruction_decides() -> None:
-    assert [w for text in (*BEFORE, *AFTER) for w in kept(text)] == []
+    around = (*BEFORE, *AFTER, *words("openers"), *words("tails"))
+    assert [w for text in around for w in kept(text)] == []
+
+
+def test_openers_stand_before_commands_and_change_no_prohibition() -> None:
+    rng = np.random.default_rng(0)
+    said = [opened(rng, "walk to the red chair", "goto") for _ in range(2000)]
+    assert all("walk to the red chair" in text for text in said)
+    assert sum(not text.startswith("walk") for text in said) == pytest.approx(2000 * OPENED_SHARE, rel=0.2)
+    assert len(set(said)) > 200
+    for meaning in ("negated", "meaningless", "stop", "reply_left", "zh_goto"):
+        assert {opened(rng, "do not go", meaning) for _ in range(50)} == {"do not go"}
 
 
 @given(st.integers(0, 2**32), st.sampled_from(TEXTS))

@@ -41,7 +41,7 @@ GROUPS = 3
 """Number of groups into which dialogues are sorted by length, so that little is padded."""
 
 DECIDING_WEIGHT = 12.0
-"""Weight of the first and the third word after an answer's first full stop, which tell "the red chair",
+"""Weight of the first word, and of the first and the third word after an answer's first full stop, which tell "the red chair",
 "i do not see", "i do not know", "i looked" and "ok" apart."""
 
 INFORMATIVE_WORDS = (
@@ -228,7 +228,7 @@ def _group(
         labels[row, prompt - 1 : last] = ids[prompt:]
         if stop in ids[prompt:]:
             decides = prompt + ids[prompt:].index(stop)
-            deciding[row, [decides, min(decides + 2, last - 1)]] = True
+            deciding[row, [prompt - 1, decides, min(decides + 2, last - 1)]] = True
     weights = np.where(
         labels >= 0, np.where(informative[np.maximum(labels, 0)], INFORMATIVE_WEIGHT, 1.0), 0.0
     )

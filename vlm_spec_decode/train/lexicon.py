@@ -1,6 +1,7 @@
 """What people call the objects and colours of a room, in English, Chinese, Spanish and German.
 
-The words stand in `lexicon.yaml`. A rendering is drawn by a random generator; what it means is known before.
+The words stand in `lexicon.yaml`; those that mean nothing to the robot, and what people say around an
+instruction, in `words.yaml`. A rendering is drawn by a random generator; what it means is known before.
 """
 
 from __future__ import annotations
@@ -54,10 +55,34 @@ def object_name(rng: np.random.Generator, thing: str) -> str:
     return f"{colour} {noun}"
 
 
-def invented_word(rng: np.random.Generator) -> str:
-    """Draw a word that means nothing here: one of the lexicon, or letters."""
-    if rng.random() < 0.6:
-        return str(rng.choice(lexicon()["invented"]))
+Strange: TypeAlias = Literal["nouns", "verbs", "made_up"]
+"""Words that mean nothing here: everyday things that are none of the robot's, deeds that it cannot do, and
+words that nobody uses."""
+
+UNSEEN_EVERY = 5
+"""Every fifth strange word is never taught: with it is measured."""
+
+
+@cache
+def words(name: str) -> tuple[str, ...]:
+    """Return a list of `words.yaml`."""
+    text = resources.files("vlm_spec_decode.train").joinpath("words.yaml").read_text(encoding="utf-8")
+    return tuple(map(str, yaml.safe_load(text)[name]))
+
+
+def strange_word(rng: np.random.Generator, kind: Strange, *, is_taught: bool = True) -> str:
+    """Draw a strange word of those that are taught, or of the others."""
+    found = words(kind)
+    while True:
+        at = int(rng.integers(len(found)))
+        if (at % UNSEEN_EVERY > 0) == is_taught:
+            return found[at]
+
+
+def invented_word(rng: np.random.Generator, *, is_taught: bool = True) -> str:
+    """Draw a word that means nothing here: of an everyday thing, a made-up one, or letters."""
+    if (drawn := rng.random()) < 0.7:
+        return strange_word(rng, "nouns" if drawn < 0.4 else "made_up", is_taught=is_taught)
     syllables = [f"{rng.choice(list('bdfgklmnprstvz'))}{rng.choice(list('aeiou'))}" for _ in range(3)]
     return "".join(syllables)[: int(rng.integers(3, 7))] + str(rng.choice(list("xqjbk")))
 

@@ -1,6 +1,7 @@
 """How people word what they want: phrasings with slots, by meaning and voice, from `phrasings/*.yaml`.
 
-One file per kind of instruction; `phrasings/held_out` has those that no training may use. A file maps a
+One file per kind of instruction. No training may use those of `phrasings/development`, which are there to be
+looked at while models are made, and of `phrasings/held_out`, which measure a release. A file maps a
 meaning to voices, and a voice to phrasings, one a line. Slots: `{x}`, `{y}` an object ("red chair"), `{k}` a
 kind, `{ks}` its plural, `{c}` a colour, `{s}` a side, `{n}` a distance, `{d}` the same or a vague one ("a
 bit"), `{a}` an angle, `{t}` a duration, `{u}` a word without meaning, `{first}` to `{third}` instructions of
@@ -17,12 +18,15 @@ from functools import cache
 from importlib import resources
 from string import Formatter
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 import yaml
 
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.train.lexicon import Tongue
+
+Part: TypeAlias = Literal["taught", "development", "held_out"]
+"""What phrasings are for: to train on, to look at failures on, to measure with."""
 
 VOICES = ("short", "command", "chatty", "formal", "second_language", "question", "wish")
 
@@ -86,11 +90,13 @@ SLOTS: Mapping[str, frozenset[str]] = MappingProxyType(
 
 @dataclass(frozen=True, slots=True)
 class Phrasing:
-    """One wording of a meaning, in the voice of a kind of speaker."""
+    """One wording of a meaning, in the voice of a kind of speaker; `file` is where it stands."""
 
     meaning: str
     voice: str
     text: str
+    part: Part = "taught"
+    file: str = ""
 
     @property
     def slots(self) -> frozenset[str]:
@@ -111,14 +117,14 @@ def normalised(text: str) -> str:
 
 
 @cache
-def phrasings(held_out: bool = False) -> tuple[Phrasing, ...]:
-    """Return all phrasings that are taught, or the held-out ones. Raises ConfigError naming what is wrong."""
+def phrasings(part: Part = "taught") -> tuple[Phrasing, ...]:
+    """Return all phrasings of a part. Raises ConfigError naming what is wrong."""
     folder = resources.files("vlm_spec_decode.train").joinpath("phrasings")
-    folder = folder.joinpath("held_out") if held_out else folder
+    folder = folder if part == "taught" else folder.joinpath(part)
     files = sorted((item for item in folder.iterdir() if item.name.endswith(".yaml")), key=lambda i: i.name)
     found: dict[str, Phrasing] = {}
     for file in files:
-        for phrasing in read_phrasings(file.name, yaml.safe_load(file.read_text(encoding="utf-8"))):
+        for phrasing in read_phrasings(file.name, yaml.safe_load(file.read_text(encoding="utf-8")), part):
             key = normalised(phrasing.text)
             if key in found:
                 raise ConfigError(f"{file.name}: {phrasing.text!r} repeats {found[key].text!r}")
@@ -126,7 +132,7 @@ def phrasings(held_out: bool = False) -> tuple[Phrasing, ...]:
     return tuple(found.values())
 
 
-def read_phrasings(name: str, data: Any) -> list[Phrasing]:
+def read_phrasings(name: str, data: Any, part: Part = "taught") -> list[Phrasing]:
     """Return the phrasings of one file's content. Raises ConfigError."""
     if not isinstance(data, dict):
         raise ConfigError(f"{name}: expected meanings")
@@ -139,7 +145,7 @@ def read_phrasings(name: str, data: Any) -> list[Phrasing]:
             if voice not in allowed:
                 raise ConfigError(f"{name}: {meaning}: unknown voice {voice!r}")
             for line in filter(None, map(str.strip, lines.splitlines())):
-                phrasing = Phrasing(meaning, voice, line)
+                phrasing = Phrasing(meaning, voice, line, part, name)
                 if wrong := sorted(phrasing.slots - SLOTS[meaning]):
                     raise ConfigError(f"{name}: {line!r}: {meaning} has no slot {wrong[0]!r}")
                 found.append(phrasing)
@@ -147,9 +153,9 @@ def read_phrasings(name: str, data: Any) -> list[Phrasing]:
 
 
 @cache
-def by_meaning(held_out: bool = False) -> Mapping[str, tuple[Phrasing, ...]]:
-    """Return the phrasings of each meaning."""
+def by_meaning(part: Part = "taught") -> Mapping[str, tuple[Phrasing, ...]]:
+    """Return the phrasings of each meaning in a part."""
     grouped: dict[str, list[Phrasing]] = {}
-    for phrasing in phrasings(held_out):
+    for phrasing in phrasings(part):
         grouped.setdefault(phrasing.meaning, []).append(phrasing)
     return MappingProxyType({meaning: tuple(of) for meaning, of in grouped.items()})

@@ -2,6 +2,7 @@
 
 The meaning, and with it the truth, is drawn first; the words come after. Training draws from the taught
 phrasings, measuring from the held-out ones; the inner parts of a sequence are always taught commands.
+What the robot does not know is without end, so training also makes up sentences about it (`_strange`).
 """
 
 from __future__ import annotations
@@ -25,22 +26,22 @@ from vlm_spec_decode.models.subword import is_subword
 from vlm_spec_decode.sim.objects import COLOURS, KINDS
 from vlm_spec_decode.train import lexicon, teacher, text_noise
 from vlm_spec_decode.train.instructions import FOLLOW_M, Goal, Pick, Relation
-from vlm_spec_decode.train.phrasings import Phrasing, by_meaning
+from vlm_spec_decode.train.phrasings import Part, Phrasing, by_meaning
 from vlm_spec_decode.train.scene_description import VisibleObject
 from vlm_spec_decode.train.spoken_numbers import Amount, draw_amount
 from vlm_spec_decode.train.teacher import FULL, AnswerStyle, Dialogue
 
 SHARES: Mapping[str, float] = {
     **{"goto": 0.17, "goto_stop": 0.08, "goto_behind": 0.02, "come": 0.01, "face": 0.04, "find": 0.04},
-    **{"follow": 0.04, "pass": 0.045, "goto_nearest": 0.03, "goto_farthest": 0.015, "goto_leftmost": 0.02},
-    **{"goto_rightmost": 0.02, "goto_beside": 0.012, "goto_hidden": 0.008, "goto_left_of": 0.008},
+    **{"follow": 0.04, "pass": 0.045, "goto_nearest": 0.04, "goto_farthest": 0.02, "goto_leftmost": 0.03},
+    **{"goto_rightmost": 0.03, "goto_beside": 0.012, "goto_hidden": 0.008, "goto_left_of": 0.008},
     **{"goto_right_of": 0.008, "is_there": 0.02, "how_far": 0.015, "what_colour": 0.01, "nearer": 0.01},
     **{"how_many": 0.01, "see": 0.008, "forward": 0.085, "back": 0.05, "strafe": 0.035, "turn": 0.08},
     **{"forward_some": 0.006, "back_some": 0.005, "strafe_some": 0.005, "turn_side": 0.012},
     **{"turn_bit": 0.008, "turn_around": 0.012, "full_turn": 0.008, "sit": 0.012, "stand_down": 0.008},
     **{"stand_up": 0.007, "rise": 0.004, "hello": 0.012, "stretch": 0.006, "wait": 0.02, "stop": 0.012},
-    **{"two": 0.035, "three": 0.012, "negated": 0.03, "unsafe": 0.03, "impossible": 0.03},
-    **{"meaningless": 0.028, "other_language": 0.02},
+    **{"two": 0.035, "three": 0.012, "negated": 0.03, "unsafe": 0.045, "impossible": 0.04},
+    **{"meaningless": 0.04, "other_language": 0.02},
     **{"reply_colour": 0.008, "reply_nearest": 0.004, "reply_left": 0.004, "reply_right": 0.004},
     **{"reply_none": 0.002},
     **{f"{tongue}_goto": 0.012 for tongue in ("zh", "es", "de")},
@@ -52,6 +53,9 @@ SHARES: Mapping[str, float] = {
     },
 }
 """How often each meaning is asked for, in proportion."""
+
+STRANGE_SHARE = 0.07
+"""Share of what is taught that is made up of words that the robot does not know."""
 
 NO_MOTION = frozenset({"negated", "unsafe", "impossible", "meaningless", "other_language"})
 """Meanings that are answered in words, standing still."""
@@ -107,13 +111,14 @@ class Saying:
 
 
 class Sayings:
-    """Draws what people say about a frame.
+    """Draws what people say about a frame, in phrasings of a part; `noise` is how they are typed.
 
-    `held_out` chooses the phrasings that no training uses, `noise` how they are typed.
+    What is taught is put more ways than the other parts are: with openers before commands, and strange words.
     """
 
-    def __init__(self, *, held_out: bool = False, noise: bool = True) -> None:
-        self._phrasings = by_meaning(held_out)
+    def __init__(self, part: Part = "taught", *, noise: bool = True) -> None:
+        self._phrasings = by_meaning(part)
+        self._is_taught = part == "taught"
         self._noise = noise
         known = [m for m in SHARES if m in self._phrasings]
         shares = np.array([SHARES[m] for m in known])
@@ -132,6 +137,9 @@ class Sayings:
         self, rng: np.random.Generator, view: tuple[VisibleObject, ...], meaning: str | None = None
     ) -> Saying:
         """Draw a saying, of `meaning` if it is given."""
+        if self._is_taught and self._noise and meaning is None and rng.random() < STRANGE_SHARE:
+            saying = _strange(rng, view)
+            return replace(saying, goal=replace(saying.goal, text=self.typed(rng, saying)))
         drawn = meaning or str(rng.choice(self._meanings, p=self._p))
         return self.say(rng, view, self.phrasing(rng, drawn))
 
@@ -146,6 +154,8 @@ class Sayings:
         if not self._noise:
             return text
         first, mark, reply = text.rpartition(" . ") if meaning.startswith("reply") else ("", "", text)
+        if self._is_taught and saying.phrasing.voice == "command":
+            reply = text_noise.opened(rng, reply, meaning)
         return f"{first}{mark}{text_noise.noisy(rng, reply, meaning, saying.phrasing.tongue)}"
 
 
@@ -415,10 +425,46 @@ def _in_words(rng: np.random.Generator, view: tuple[VisibleObject, ...], phrasin
     slots["a"] = draw_amount(rng, "angle").text
     text = phrasing.text
     while "{u}" in text:
-        text = text.replace("{u}", lexicon.invented_word(rng), 1)
+        text = text.replace("{u}", lexicon.invented_word(rng, is_taught=phrasing.part == "taught"), 1)
     worded = _worded(rng, replace(phrasing, text=text), thing, other, **slots)
     verb = {"meaningless": "unknown", "other_language": "unknown"}.get(phrasing.meaning, phrasing.meaning)
     return Saying(Goal(worded, verb), phrasing)  # type: ignore[arg-type]
+
+
+_STRANGE_PLACES = ("goto", "goto_behind", "face", "find", "follow", "pass", "goto_nearest", "goto_leftmost")
+_FUNCTION_WORDS = "the a of to is and in on it that my for with was at".split()
+
+
+def _strange(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> Saying:
+    """Say something of taught strange words: an unknown thing, an unknown deed, or neither head nor tail.
+
+    A known command about an unknown thing, and an unknown deed with a known thing, differ from what is to be
+    done by one word: so that word must be read.
+    """
+    kind = int(rng.choice(4, p=(0.35, 0.25, 0.2, 0.2)))
+    noun = lexicon.invented_word(rng)
+    if kind == 0:
+        meaning = str(rng.choice(_STRANGE_PLACES))
+        told = [p for p in by_meaning()[meaning] if p.slots <= {"x", "k", "ks", "s"} and p.slots - {"s"}]
+        phrasing = told[int(rng.integers(len(told)))]
+        if rng.random() < 0.3:
+            noun = f"{lexicon.colour_name(rng, str(rng.choice(COLOURS)))} {noun}"
+        slots = {"x": noun, "k": noun, "ks": lexicon.plural(noun), "s": _side(rng)}
+        return Saying(Goal(phrasing.text.format(**slots), "unknown"), phrasing)
+    if kind == 3:
+        drawn = [_any_word(rng) for _ in range(int(rng.integers(1, 7)))]
+        return Saying(Goal(" ".join(drawn), "unknown"), Phrasing("meaningless", "short", ""))
+    deed = lexicon.strange_word(rng, "verbs")
+    if kind == 1:
+        noun = lexicon.object_name(rng, teacher.choose_thing(rng, view))
+    text = f"{deed} {rng.choice(('the', 'the', 'a', 'my', 'this', 'that', 'some'))} {noun}"
+    return Saying(Goal(text, "impossible"), Phrasing("impossible", "command", ""))
+
+
+def _any_word(rng: np.random.Generator) -> str:
+    if rng.random() < 0.3:
+        return str(rng.choice(_FUNCTION_WORDS))
+    return lexicon.invented_word(rng) if rng.random() < 0.7 else lexicon.strange_word(rng, "verbs")
 
 
 def _reply(rng: np.random.Generator, view: tuple[VisibleObject, ...], phrasing: Phrasing) -> Saying:

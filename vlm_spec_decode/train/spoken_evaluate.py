@@ -26,7 +26,7 @@ from vlm_spec_decode.train import scene_description, teacher
 from vlm_spec_decode.train.evaluate import Pair, decode
 from vlm_spec_decode.train.frames import observe, sample_pose
 from vlm_spec_decode.train.instructions import held_out
-from vlm_spec_decode.train.phrasings import Phrasing, phrasings
+from vlm_spec_decode.train.phrasings import Part, Phrasing, phrasings
 from vlm_spec_decode.train.scene_description import VisibleObject
 from vlm_spec_decode.train.spoken_dialogues import NO_MOTION, Saying, Sayings
 from vlm_spec_decode.train.teacher import AnswerStyle
@@ -136,20 +136,29 @@ def spoken_views(first_seed: int, count: int) -> Iterator[SpokenView]:
 
 
 def spoken_figures(
-    pair: Pair, style: AnswerStyle, first_seed: int, *, frames: int, phrases: int, numbers: int, refused: int
+    pair: Pair,
+    style: AnswerStyle,
+    first_seed: int,
+    *,
+    frames: int,
+    phrases: int,
+    numbers: int,
+    refused: int,
+    part: Part = "held_out",
 ) -> dict[str, Any]:
-    """Measure a target on held-out phrasings about `frames` fresh frames.
+    """Measure a target on the phrasings of a part about `frames` fresh frames.
 
     `phrases` sayings of all meanings (each phrasing at most once before any is used again), `numbers` plain
     motions with an amount, `refused` that must not be done.
     """
     views = list(spoken_views(first_seed, frames))
-    rng, sayings = np.random.default_rng([first_seed, 0x22]), Sayings(held_out=True)
-    told = list(phrasings(held_out=True))
+    rng, sayings = np.random.default_rng([first_seed, 0x22]), Sayings(part)
+    told = list(phrasings(part))
     chosen = [told[i % len(told)] for i in _order(rng, len(told), phrases)]
     answered = list(_answers(pair, style, rng, sayings, views, chosen, "phrasings"))
     figures = {"phrasings": _shares(answered), "by_voice": _by(answered, lambda p: p.voice)}
     figures["by_meaning"] = _by(answered, lambda p: p.meaning)
+    figures["by_file"] = _by(answered, lambda p: p.file)
     figures["by_tongue"] = _by(answered, lambda p: p.tongue)
     of_numbers = [p for p in told if p.meaning in NUMBERS and p.slots & {"n", "d", "a", "t"}]
     asked = [of_numbers[int(i)] for i in rng.integers(0, len(of_numbers), numbers)]

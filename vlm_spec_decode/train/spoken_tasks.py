@@ -31,7 +31,7 @@ PLAIN = ("forward", "back", "strafe", "turn")
 
 def held_out_phrasing_task(seed: int, world: World, camera: FrontCamera) -> Task:
     """Draw the task of a seed as `episodes.draw_task`, told in a held-out phrasing."""
-    return _spoken(draw_task(seed, world, camera), Sayings(held_out=True))
+    return _spoken(draw_task(seed, world, camera), Sayings("held_out"))
 
 
 def taught_phrasing_task(

@@ -12,7 +12,7 @@ from functools import cache
 
 import numpy as np
 
-from vlm_spec_decode.train.lexicon import Tongue, lexicon
+from vlm_spec_decode.train.lexicon import Tongue, lexicon, words
 from vlm_spec_decode.train.spoken_numbers import ONES, TENS
 
 _NEGATIONS = """
@@ -69,8 +69,26 @@ AMERICAN = (
     ("authoris", "authoriz"),
 )
 
+OPENED_SHARE, TAIL_SHARE = 0.3, 0.08
+"""Shares of taught commands that an opener stands before ("could you"), and a tail behind ("for a photo")."""
+
 BARE = frozenset({"meaningless", "see", "stop"})
 """Meanings whose short phrasings would mean another thing with more words around them: only written anew."""
+
+
+def opened(rng: np.random.Generator, text: str, meaning: str = "") -> str:
+    """Return an English command, which begins with an infinitive, as a wish, a question, a duty of the robot.
+
+    The openers and tails stand in `words.yaml`. A prohibition, and what stands alone, is left as it is.
+    """
+    if meaning in BARE or meaning == "negated" or meaning.startswith(("reply", "zh_", "es_", "de_")):
+        return text
+    openers, tails = words("openers"), words("tails")
+    if rng.random() < OPENED_SHARE:
+        text = f"{openers[int(rng.integers(len(openers)))]} {text}"
+    if rng.random() < TAIL_SHARE:
+        text = f"{text} {tails[int(rng.integers(len(tails)))]}"
+    return text
 
 
 def noisy(rng: np.random.Generator, text: str, meaning: str = "", tongue: Tongue = "en") -> str:

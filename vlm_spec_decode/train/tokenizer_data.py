@@ -55,7 +55,7 @@ def _texts(config: TokenizerConfig) -> Iterator[str]:
 
 def dialogues(seed: int, rooms: int, *, held_out: bool = False) -> Iterator[Dialogue]:
     """Yield dialogues about rooms, in turn with each description."""
-    rng, sayings = np.random.default_rng([seed, 0x70C]), Sayings(held_out=held_out)
+    rng, sayings = np.random.default_rng([seed, 0x70C]), Sayings("held_out" if held_out else "taught")
     first, limit = (instructions.held_out().first_scene_seed, 1 << 30) if held_out else (0, 1_000_000)
     forbidden = frozenset() if held_out else instructions.held_out().pairs
     styles = [AnswerStyle(description, FAR_STEP_M) for description in DESCRIPTIONS]
