@@ -165,7 +165,11 @@ setup(
     package_data={
         NAME: [
             *("py.typed", "assets/README.md", "assets/*/*", "serve/console/static/*", "train/*.yaml"),
-            *("train/phrasings/*.yaml", "train/phrasings/development/*.yaml", "train/phrasings/held_out/*.yaml"),
+            *(
+                "train/phrasings/*.yaml",
+                "train/phrasings/development/*.yaml",
+                "train/phrasings/held_out/*.yaml",
+            ),
         ]
     },
     data_files=[

@@ -102,7 +102,16 @@ def test_what_people_write_is_read(text: str, told: str) -> None:
             "1.2.3 meet",
             "",
         ),
-        *("the second one", "mind the 3 mugs", "half of the room", "feet", "m", "steps"),
+        *(
+            "three qiarters of a metre",
+            "2 thirs of a foot",
+            "the second one",
+            "mind the 3 mugs",
+            "half of the room",
+            "feet",
+            "m",
+            "steps",
+        ),
     ],
 )
 def test_what_is_no_amount_stays_as_it_is(text: str) -> None:

@@ -39,7 +39,9 @@ def test_no_phrasing_is_in_two_parts() -> None:
 
 def test_a_fifth_of_the_strange_words_is_never_taught_and_none_is_a_thing_of_the_room() -> None:
     rng = np.random.default_rng(0)
-    known = {w for group in ("kinds", "colours") for names in lexicon.lexicon()[group].values() for w in names}
+    known = {
+        w for group in ("kinds", "colours") for names in lexicon.lexicon()[group].values() for w in names
+    }
     for kind in get_args(Strange):
         found = lexicon.words(kind)
         assert len(found) == len(set(found)) >= 100

@@ -73,7 +73,9 @@ def test_what_must_not_be_done_is_answered_in_words_and_without_motion() -> None
 
 def test_strange_words_are_taught_to_stand_still_and_measured_with_others() -> None:
     rng, sayings = np.random.default_rng(0), Sayings()
-    made_up = [s for s in (sayings.draw(rng, VIEW) for _ in range(6000)) if s.phrasing.meaning not in NO_MOTION]
+    made_up = [
+        s for s in (sayings.draw(rng, VIEW) for _ in range(6000)) if s.phrasing.meaning not in NO_MOTION
+    ]
     strange = [s for s in made_up if s.goal.verb in ("unknown", "impossible")]
     assert len(strange) > 100  # a known command about an unknown thing
     assert {parse_answer(teacher.answer(s.goal, VIEW, (), BRIEF)) for s in strange} == {(Done(),)}

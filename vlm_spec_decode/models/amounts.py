@@ -321,9 +321,15 @@ def read_amounts(text: str) -> tuple[ReadAmount, ...]:
     return tuple(kept)
 
 
+_UNREAD_PART = re.compile(r"\b(?:two|three|four|five|\d+|half)\s+\S+\s+of\s*$", re.IGNORECASE)
+"""What stands before "a metre" in "three qiarters of a metre": a part that nobody can read is not the whole."""
+
+
 def _candidates(text: str) -> Iterator[ReadAmount]:
     for pattern, read in _COMPILED:
         for match in pattern.finditer(text):
+            if read is _single and _UNREAD_PART.search(text[: match.start()]):
+                continue
             quantity, value = read(match)
             yield ReadAmount(match.start(), match.end(), value, quantity)
 
