@@ -212,3 +212,28 @@ def shape_of(history: tuple[str, ...]) -> str:
 
 def is_search(entries: tuple[str, ...]) -> bool:
     return bool(entries) and entries[0] in (f"turn({teacher.SEARCH_DEG})", f"turn(-{teacher.SEARCH_DEG})")
+
+
+@pytest.mark.parametrize(
+    ("step", "distance_m"), [("forward(0.1)", 2.6), ("forward(0.3)", 2.7), ("forward(-0.35)", 3.0)]
+)
+def test_a_stop_distance_that_the_eye_never_reads_lies_between_two_readings(
+    step: str, distance_m: float
+) -> None:
+    """Beyond 2.5 m the eye tells every half metre: a step over 2.85 m reads 2.5 m or 3 m and never less."""
+    goal = Goal("", "goto", "red chair", stop_m=2.85)
+    seen = (thing(distance_m=distance_m),)
+    assert parse_answer(teacher.answer(goal, seen, (step,))) == (Done(),)
+    # Without such a step before, or after a long one, the distance is corrected.
+    for history in ((), ("forward(1.5)",), ("turn(20)",)):
+        assert parse_answer(teacher.answer(goal, seen, history)) != (Done(),)
+
+
+def test_what_is_out_of_view_after_the_walk_past_it_has_been_passed() -> None:
+    goal = Goal("", "pass", "red chair", side="left")
+    nothing = (thing(pixels=0),)
+    for history in (("turn(20)", "forward(1.5)"), ("forward(0.6)", OBSTRUCTED)):
+        assert parse_answer(teacher.answer(goal, nothing, history)) == (Done(),)
+    search = ("turn(60)",) * 6
+    for history in ((), ("turn(60)",), ("forward(1)", "turn(60)"), (*search, "turn(60)", "forward(1.5)")):
+        assert isinstance(parse_answer(teacher.answer(goal, nothing, history))[0], Turn)

@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlm_spec_decode.train.phrasings import phrasings
 from vlm_spec_decode.train.lexicon import words
+from vlm_spec_decode.train.phrasings import phrasings
 from vlm_spec_decode.train.text_noise import (
     AFTER,
     BEFORE,

@@ -322,7 +322,7 @@ def read_amounts(text: str) -> tuple[ReadAmount, ...]:
 
 
 _UNREAD_PART = re.compile(r"\b(?:two|three|four|five|\d+|half)\s+\S+\s+of\s*$", re.IGNORECASE)
-"""What stands before "a metre" in "three qiarters of a metre": a part that nobody can read is not the whole."""
+"""What stands before "a metre" in "three qiarters of a metre": an unread part is not the whole."""
 
 
 def _candidates(text: str) -> Iterator[ReadAmount]:

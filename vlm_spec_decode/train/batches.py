@@ -41,8 +41,8 @@ GROUPS = 3
 """Number of groups into which dialogues are sorted by length, so that little is padded."""
 
 DECIDING_WEIGHT = 12.0
-"""Weight of the first word, and of the first and the third word after an answer's first full stop, which tell "the red chair",
-"i do not see", "i do not know", "i looked" and "ok" apart."""
+"""Weight of an answer's first word, and of the first and the third word after its first full stop, which tell
+"the red chair", "i do not see", "i do not know", "i looked" and "ok" apart."""
 
 INFORMATIVE_WORDS = (
     *COLOURS,

@@ -232,7 +232,12 @@ def _history(rng: np.random.Generator, goal: Goal, view: tuple[VisibleObject, ..
             return ()
         done = tuple(call.replace(" ", "") + ")" for call in goal.before.split(")")[:-1])
         return (*done, *teacher.draw_history(rng, replace(goal, before=""), view))[-MAX_HISTORY:]
-    return teacher.draw_history(rng, goal, view)
+    history = teacher.draw_history(rng, goal, view)
+    if teacher.is_near_stop(goal, view) and rng.random() < 0.5:
+        # A correction of the distance, forwards or backwards, comes before the end.
+        step_m = float(rng.choice((-1, 1))) * int(rng.integers(2, 13)) / 20
+        history = (*history, f"forward({step_m:g})")[-MAX_HISTORY:]
+    return history
 
 
 Fill = Callable[[np.random.Generator, tuple[VisibleObject, ...], Phrasing], Saying]
@@ -432,7 +437,7 @@ def _in_words(rng: np.random.Generator, view: tuple[VisibleObject, ...], phrasin
 
 
 _STRANGE_PLACES = ("goto", "goto_behind", "face", "find", "follow", "pass", "goto_nearest", "goto_leftmost")
-_FUNCTION_WORDS = "the a of to is and in on it that my for with was at".split()
+_FUNCTION_WORDS = ("the", "a", "of", "to", "is", "and", "in", "on", "it", "that", "my", "for", "with", "was")
 
 
 def _strange(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> Saying:

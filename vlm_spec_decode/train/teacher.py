@@ -75,6 +75,9 @@ def _free_m(other: VisibleObject, heading_deg: float) -> float:
 ARRIVED_M, STOPPED_M = 0.05, 0.12
 """Distances to an object, and to a stop distance, that count as arrived."""
 
+BETWEEN_M = 0.5
+"""Longest step over a stop distance, and error of a distance that is read far away, in metres."""
+
 NO_FURTHER_M = 0.25
 """Also counts as arrived once an obstacle has stopped the robot: it is the object itself."""
 
@@ -182,6 +185,8 @@ def _reply(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...]
     if names := _which(goal, view, history):
         return f"do you mean {_choice(names)} ? ask ( )"
     thing = find(goal, view, history)
+    if thing is None and _has_passed(goal, history):
+        return "ok . done ( )"
     if thing is None:
         return _search(goal, history)
     far = format_metres(rounded_m(thing.distance_m))
@@ -282,8 +287,26 @@ def _way_m(goal: Goal, thing: VisibleObject) -> float:
     return round(rounded_m(thing.distance_m) - goal.stop_m, 2) + 0.0  # never -0.0
 
 
+def is_near_stop(goal: Goal, view: tuple[VisibleObject, ...]) -> bool:
+    """Whether the goal asks to stop short of an object that is seen near that distance."""
+    thing = find(goal, view)
+    return goal.stops_short and thing is not None and abs(_way_m(goal, thing)) <= BETWEEN_M
+
+
 def _has_walked(history: tuple[str, ...]) -> bool:
     return any("forward" in entry for entry in history)
+
+
+def _walked_m(entry: str) -> float:
+    """Return how far a history's entry walked, backwards negative; 0 for another action."""
+    return float(entry[8:-1]) if entry.startswith("forward(") else 0.0
+
+
+def _has_passed(goal: Goal, history: tuple[str, ...]) -> bool:
+    """Whether what is to be passed lies behind: out of view right after a walk that was no search for it."""
+    is_search = history[-2:] in (SECOND_PLACE, OTHER_WAY) or history[-3:-1] in (SECOND_PLACE, OTHER_WAY)
+    walks = history[-1:] == (OBSTRUCTED,) or (bool(history) and _walked_m(history[-1]) > 0)
+    return goal.verb == "pass" and _has_walked(history) and walks and not is_search
 
 
 def _is_glance(entry: str) -> bool:
@@ -328,9 +351,19 @@ def _approach(
 ) -> str:
     left_m = _way_m(goal, thing)
     last = history[-1] if history else ""
-    if goal.stops_short and left_m < -STOPPED_M:
+    # Far away the eye tells only every half metre, so the wanted distance may never be read. If a short step
+    # has led from too far to too near, or back, that distance was in between.
+    stepped_m = _walked_m(last)
+    is_between = 0 < abs(stepped_m) <= BETWEEN_M and stepped_m * left_m < 0 and abs(left_m) <= BETWEEN_M
+    if goal.stops_short and left_m < -STOPPED_M and not is_between:
         return f"{_turn(thing.bearing_deg)}forward ( {_exact(left_m)} )"
-    near_m = STOPPED_M if goal.stops_short else NO_FURTHER_M if last == OBSTRUCTED else ARRIVED_M
+    near_m = (
+        (BETWEEN_M if is_between else STOPPED_M)
+        if goal.stops_short
+        else NO_FURTHER_M
+        if last == OBSTRUCTED
+        else ARRIVED_M
+    )
     if left_m <= near_m:
         if abs(thing.bearing_deg) > AHEAD_DEG and not _is_glance(last):
             # An object cut off by the picture's edge looks nearer than it is, so the robot turns to it first.

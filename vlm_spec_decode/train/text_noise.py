@@ -19,8 +19,8 @@ _NEGATIONS = """
 no not never none neither nor nothing without nope nah dont cannot cant refrain avoid forbidden
 """
 _KEPT = """
-hundred point half halves quarter quarters third thirds fourth fourths fifth fifths sixth sixths eighth eighths
-tenth tenths couple few single first second seconds minute minutes moment
+hundred point half halves quarter quarters third thirds fourth fourths fifth fifths sixth sixths
+eighth eighths tenth tenths couple few single first second seconds minute minutes moment
 hour left right around round back behind forward forwards backward backwards ahead before after then away turn
 stop
 metre metres meter meters foot feet inch inches yard yards step steps pace paces degree degrees radian radians

@@ -38,8 +38,8 @@ STOP_AGAIN_S, MAX_STOPS = 0.2, 40
 So many may hang at once: five a second, as long as a ROS service is waited for."""
 
 HANGS_S = 0.9
-"""A stop that takes longer hangs, and another message of its press is a stop of its own. A walking robot stands
-after 0.3 s; a page's request waits 1 s for its reply before it is sent again."""
+"""A stop that takes longer hangs, and another message of its press is a stop of its own. A walking robot
+stands after 0.3 s; a page's request waits 1 s for its reply before it is sent again."""
 
 MAX_PRESSES = 256
 """Presses of stop buttons that are remembered, so that the second message of one is known as such."""
