@@ -325,9 +325,17 @@ _UNREAD_PART = re.compile(r"\b(?:two|three|four|five|\d+|half)\s+\S+\s+of\s*$", 
 """What stands before "a metre" in "three qiarters of a metre": an unread part is not the whole."""
 
 
+_NO_AMOUNT = re.compile(
+    r"(?:one|a|1) foot (?:in front of|before|after|behind) (?:the other|another)", re.IGNORECASE
+)
+"""Sayings with a number and a unit that are no amount."""
+
+
 def _candidates(text: str) -> Iterator[ReadAmount]:
     for pattern, read in _COMPILED:
         for match in pattern.finditer(text):
+            if _NO_AMOUNT.match(text, match.start()):
+                continue
             if read is _single and _UNREAD_PART.search(text[: match.start()]):
                 continue
             quantity, value = read(match)
