@@ -175,6 +175,25 @@ def test_a_relative_place_is_found(relation: str, other: str, found: str) -> Non
     assert thing.colour == found
 
 
+def test_the_nearest_of_all_things_is_taught_too() -> None:
+    rng, sayings = np.random.default_rng(0), Sayings(noise=False)
+    goals = [sayings.draw(rng, VIEW, "goto_nearest").goal for _ in range(200)]
+    of_all = [goal for goal in goals if not goal.thing]
+    assert 0.2 < len(of_all) / len(goals) < 0.5
+    assert all("thing" in goal.text.split() or "things" in goal.text.split() for goal in of_all)
+    box_nearest = (*VIEW[:2], VisibleObject("box", "green", -30.0, 1.0, 1.3, 900))
+    said = "red chair 2.0 m , blue chair 3.0 m , green box 1.0 m . green box right 1.0 m . "
+    assert teacher.answer(of_all[0], box_nearest, (), BRIEF).startswith(said)
+
+
+def test_many_stop_distances_are_near_where_the_thing_is() -> None:
+    rng, sayings = np.random.default_rng(0), Sayings(noise=False)
+    view = (VisibleObject("chair", "red", 20.0, 2.0, 2.2, 400),)
+    goals = [sayings.draw(rng, view, "goto_stop").goal for _ in range(300)]
+    seen = [goal for goal in goals if goal.thing in ("red chair", "chair")]
+    assert sum(teacher.is_near_stop(goal, view) for goal in seen) / len(seen) > 0.5
+
+
 def test_brief_answers_name_less_before_they_act() -> None:
     lengths = {
         brief: [len(d.answer.split()) for m, d in drawn(brief) if m in ("goto", "turn", "sit")]

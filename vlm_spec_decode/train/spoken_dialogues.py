@@ -68,6 +68,9 @@ BIT_DEG, SIDE_DEG, ROUND_DEG = Fraction(20), Fraction(90), Fraction(180)
 STOPS_M = (Fraction(6, 10), Fraction(3))
 """Distances at which an instruction may ask the robot to stop before an object."""
 
+ANY_SHARE = 0.35
+"""Share of "the nearest" and the like that are about all objects in view, not about those of a kind."""
+
 AMBIGUOUS_SHARE = 0.5
 """Share of "go to" and the like that name only the kind, if several of it are in view."""
 
@@ -279,7 +282,12 @@ def _worded(
 
 
 def _about_object(rng: np.random.Generator, view: tuple[VisibleObject, ...], phrasing: Phrasing) -> Saying:
-    return about(rng, phrasing, _thing(rng, view, phrasing.meaning))
+    saying = about(rng, phrasing, thing := _thing(rng, view, phrasing.meaning))
+    # At the stop distance the robot decides to end, and few distances drawn by chance are near it.
+    tries = 20 if phrasing.meaning == "goto_stop" and rng.random() < 0.5 else 0
+    while tries and not teacher.is_near_stop(saying.goal, view):
+        saying, tries = about(rng, phrasing, thing), tries - 1
+    return saying
 
 
 def about(rng: np.random.Generator, phrasing: Phrasing, thing: str) -> Saying:
@@ -350,13 +358,14 @@ def _two(rng: np.random.Generator, view: tuple[VisibleObject, ...]) -> tuple[str
 def _picked(rng: np.random.Generator, view: tuple[VisibleObject, ...], phrasing: Phrasing) -> Saying:
     kinds = [t.kind for t in view if t.is_visible]
     twice = sorted({kind for kind in kinds if kinds.count(kind) > 1})
-    return picked(rng, phrasing, str(rng.choice(twice or kinds or list(KINDS))))
+    kind = "" if rng.random() < ANY_SHARE else str(rng.choice(twice or kinds or list(KINDS)))
+    return picked(rng, phrasing, kind)
 
 
 def picked(rng: np.random.Generator, phrasing: Phrasing, kind: str) -> Saying:
-    """Fill an instruction about one of several of a kind: the nearest, the left one, …"""
-    goal = Goal(_worded(rng, phrasing, kind), "goto", kind, pick=_PICKS[phrasing.meaning])
-    return Saying(goal, phrasing)
+    """Fill an instruction about one of several of a kind, or of all if it is empty: the nearest, …"""
+    text = _worded(rng, phrasing, kind) if kind else phrasing.text.format(k="thing", ks="things")
+    return Saying(Goal(text, "goto", kind, pick=_PICKS[phrasing.meaning]), phrasing)
 
 
 def _related(rng: np.random.Generator, view: tuple[VisibleObject, ...], phrasing: Phrasing) -> Saying:

@@ -46,7 +46,9 @@ def _spoken(task: Task, sayings: Sayings) -> Task:
     goal = task.goal
     if task.kind in _MEANINGS:
         saying = about(rng, sayings.phrasing(rng, _MEANINGS[task.kind]), task.thing or goal.thing)
-    elif task.kind == "nearest or outermost" and goal.thing:
+    elif task.kind == "nearest or outermost" and not goal.pick:  # nothing was in view to choose from
+        saying = about(rng, sayings.phrasing(rng, "goto"), task.thing)
+    elif task.kind == "nearest or outermost":
         saying = picked(rng, sayings.phrasing(rng, _PICKED[goal.pick]), goal.thing)
     elif task.kind in _NEVER:
         phrasing = sayings.phrasing(rng, _NEVER[task.kind])
