@@ -33,14 +33,14 @@ from vlm_spec_decode.train.teacher import FULL, AnswerStyle, Dialogue
 
 SHARES: Mapping[str, float] = {
     **{"goto": 0.17, "goto_stop": 0.08, "goto_behind": 0.02, "come": 0.01, "face": 0.04, "find": 0.04},
-    **{"follow": 0.04, "pass": 0.045, "goto_nearest": 0.04, "goto_farthest": 0.02, "goto_leftmost": 0.03},
-    **{"goto_rightmost": 0.03, "goto_beside": 0.012, "goto_hidden": 0.008, "goto_left_of": 0.008},
+    **{"follow": 0.04, "pass": 0.045, "goto_nearest": 0.05, "goto_farthest": 0.02, "goto_leftmost": 0.04},
+    **{"goto_rightmost": 0.04, "goto_beside": 0.012, "goto_hidden": 0.008, "goto_left_of": 0.008},
     **{"goto_right_of": 0.008, "is_there": 0.02, "how_far": 0.015, "what_colour": 0.01, "nearer": 0.01},
     **{"how_many": 0.01, "see": 0.008, "forward": 0.085, "back": 0.05, "strafe": 0.035, "turn": 0.08},
     **{"forward_some": 0.006, "back_some": 0.005, "strafe_some": 0.005, "turn_side": 0.012},
     **{"turn_bit": 0.008, "turn_around": 0.012, "full_turn": 0.008, "sit": 0.012, "stand_down": 0.008},
     **{"stand_up": 0.007, "rise": 0.004, "hello": 0.012, "stretch": 0.006, "wait": 0.02, "stop": 0.012},
-    **{"two": 0.035, "three": 0.012, "negated": 0.03, "unsafe": 0.045, "impossible": 0.04},
+    **{"two": 0.055, "three": 0.012, "negated": 0.03, "unsafe": 0.045, "impossible": 0.04},
     **{"meaningless": 0.04, "other_language": 0.02},
     **{"reply_colour": 0.008, "reply_nearest": 0.004, "reply_left": 0.004, "reply_right": 0.004},
     **{"reply_none": 0.002},
@@ -514,7 +514,7 @@ _PLAIN = (
 def _sequence(rng: np.random.Generator, view: tuple[VisibleObject, ...], phrasing: Phrasing) -> Saying:
     """Two or three parts: plain actions; or an object first, or last, and plain actions for the rest."""
     count = 2 if phrasing.meaning == "two" else 3
-    at = {0: 0, 1: count - 1}.get(int(rng.choice(3, p=[0.3, 0.15, 0.55])))
+    at = {0: 0, 1: count - 1}.get(int(rng.choice(3, p=[0.4, 0.15, 0.45])))
     parts: list[Saying] = []
     for i in range(count):
         if i == at:
