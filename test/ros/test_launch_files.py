@@ -85,8 +85,9 @@ def test_no_parameter_is_declared_twice_or_without_a_word(declared):
 
 
 @needs_launch
+@pytest.mark.parametrize("console", ["true", "false"])
 @pytest.mark.parametrize("path", LAUNCH_FILES, ids=lambda path: path.name)
-def test_what_is_started_gets_parameters_that_its_node_declares(path, monkeypatch):
+def test_what_is_started_gets_parameters_that_its_node_declares(path, console, monkeypatch):
     from launch_ros.actions import Node
 
     from launch import LaunchContext
@@ -96,14 +97,17 @@ def test_what_is_started_gets_parameters_that_its_node_declares(path, monkeypatc
     monkeypatch.setattr(launch_parts, "get_package_share_directory", lambda _: str(ROOT))
     context = LaunchContext()
     given = {"interface": "eth0", "cloud": "tcp://10.0.0.2:5711", "keys": "/keys", "instruction": "a: b"}
+    given["console"] = console
     for action in module.generate_launch_description().entities[:-1]:
         value = given.get(action.name)
         default = "" if value is not None else action.default_value[0].perform(context)
         context.launch_configurations[action.name] = value if value is not None else default
     started = module.bring_up(context)
     nodes = [action for action in started if isinstance(action, Node)]
-    without_robot = ["monitor_node", "vlm_node"] if path.name == "replay.launch.py" else list(DECLARED)
-    assert sorted(node.node_executable for node in nodes) == sorted(without_robot)
+    wanted = {"monitor_node", "vlm_node"} if path.name == "replay.launch.py" else set(DECLARED)
+    if console == "false":
+        wanted -= {"console_node"}
+    assert sorted(node.node_executable for node in nodes) == sorted(wanted)
     for node in nodes:
         declared = {parameter.name for parameter in DECLARED[node.node_executable]}
         given_names = set(parameters_of(node)) - {"use_sim_time"}
