@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 FORM = "tcp://HOST:PORT, an IPv6 host in brackets"
 SILENCE = "no answer at all: host off, another network, or a firewall"
 LISTENER_POLL_S = 0.1
+BACKLOG = 1024
+"""Connections that wait to be accepted: after a front has gone its robots come back all at once."""
 DEFAULT_PORT = 5557
 """Port of a cloud by default."""
 
@@ -100,6 +102,26 @@ def to_bind(address: str) -> tuple[str, bool]:
     elif host != "*" and not _is_ip(host) and host not in {name for _, name in socket.if_nameindex()}:
         host = _resolved(address, host)
     return _join(host, port), ":" in host
+
+
+def shared_listener(endpoint: str) -> tuple[str, int]:
+    """Listen at an endpoint of `to_bind` in such a way that other processes of this user may, too.
+
+    Returns the endpoint, with the port that was given in place of `*`, and the descriptor, which the caller
+    owns. Raises OSError, and ConfigError for the name of an interface.
+    """
+    host, port = split(endpoint)
+    host = "0.0.0.0" if host == "*" else host  # noqa: S104  # what `*` means
+    if not _is_ip(host):
+        raise ConfigError(f"{endpoint}: a port is shared on an IP address, a host's name or *")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(socket.getaddrinfo(host, 0 if port == "*" else int(port))[0][4])
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+        found = listener.getsockname()[1]
+        return _join(host, str(found)), listener.detach()
 
 
 @cache
