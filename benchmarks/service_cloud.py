@@ -1,10 +1,11 @@
 """A cloud whose target is a hash: real server, protocol and sockets around a model that only sleeps.
 
-    python benchmarks/service_cloud.py --keys DIR [--bind tcp://127.0.0.1:*] [--step-ms 5] [--open-door] [--fronts]
+    python benchmarks/service_cloud.py --keys DIR [--bind tcp://127.0.0.1:*] [--step-ms 5] [--open-door]
+                                       [--fronts]
 
 Started by benchmarks/service.py as a process of its own, to be killed, flooded and watched for its memory.
-`--open-door` lifts the limits per key, so that a flood reaches the decoder. `--fronts`: robots come by fronts. Ends at SIGTERM when answers
-under way are done, at SIGINT at once.
+`--open-door` lifts the limits per key, so that a flood reaches the decoder; with `--fronts` robots come by
+fronts. Ends at SIGTERM when answers under way are done, at SIGINT at once.
 """
 
 from __future__ import annotations

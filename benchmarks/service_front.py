@@ -1,4 +1,4 @@
-"""Fronts and sites of benchmarks/service.py: what a front carries, fronts replaced and a site left under load."""
+"""Fronts and sites of benchmarks/service.py: what a front carries, and what is lost when one is replaced."""
 
 from __future__ import annotations
 
@@ -47,8 +47,8 @@ def front(
 def load(processes: Processes, folder: Path, most: int) -> list[Figure]:
     """What one front adds to the round trips of up to `most` robots, beside the same cloud without it.
 
-    Both ways are measured in turn, so that other work on the machine meets both. `ROBOTS` has to be `most`, or
-    its half or quarter.
+    Both ways are measured in turn, so that other work on the machine meets both. `ROBOTS` has to be `most`,
+    or its half or quarter.
     """
     keys = folder / "load"
     generate(keys)
@@ -57,7 +57,9 @@ def load(processes: Processes, folder: Path, most: int) -> list[Figure]:
     process, address = front(processes, "front", keys, behind)
     added, told, carried = {}, {}, 0
     for robots in sorted({most // 4, most // 2, most}):
-        crowds = {way: Crowd(where, keys, robots, HELLO) for way, where in (("direct", direct), ("front", address))}
+        crowds = {
+            way: Crowd(where, keys, robots, HELLO) for way, where in (("direct", direct), ("front", address))
+        }
         past, through, spent_s = Carried(), Carried(), 0.0
         for crowd in crowds.values():
             crowd.ping(WARM_S)
@@ -74,8 +76,9 @@ def load(processes: Processes, folder: Path, most: int) -> list[Figure]:
         told[robots] = (
             f"{robots} robots, {through.sent / through.seconds:.0f} messages a second each way; p99 "
             f"{through.rtt_ms(99):.1f} ms over {past.rtt_ms(99):.1f}, p50 {through.rtt_ms(50):.1f} over "
-            f"{past.rtt_ms(50):.1f}; {through.lost} lost; the front takes {1e6 * spent_s / through.sent:.0f} us of a "
-            f"core for each way and back, {spent_s / through.seconds:.2f} of a core"
+            f"{past.rtt_ms(50):.1f}; {through.lost} lost; the front takes "
+            f"{1e6 * spent_s / through.sent:.0f} us of a core for each way and back, "
+            f"{spent_s / through.seconds:.2f} of a core"
         )
     processes.stop(["front", "behind", "direct"])
     steps = ", ".join(f"{robots}: {ms:.1f} ms" for robots, ms in added.items())
@@ -114,7 +117,10 @@ def moved(processes: Processes, folder: Path, answers: int) -> list[Figure]:
     keys = folder / "moved"
     generate(keys)
     clouds = [cloud(processes, name, keys)[1] for name in ("near", "far")]
-    with lines_to(clouds[0], 1, (NEAR_S, NEAR_S)) as (near,), lines_to(clouds[1], 1, (NEAR_S, NEAR_S)) as (far,):
+    with (
+        lines_to(clouds[0], 1, (NEAR_S, NEAR_S)) as (near,),
+        lines_to(clouds[1], 1, (NEAR_S, NEAR_S)) as (far,),
+    ):
         both = f"{near.address},{far.address}"
         askers = [Asking(both, keys, max_tokens=60, is_nearest=True).start() for _ in range(2 * ASKERS)]
 

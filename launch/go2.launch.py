@@ -38,7 +38,17 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     frames = frame_parameters(value["frame_prefix"])
     eye = {"calibration_file": value["calibration"], "source": value["source"]}
     legs = value.subset("driver", "scan_topic") | {"limits_file": value["limits"]}
-    told = ("cloud", "cloud_choice", "keys", "strategy", "objective", "draft", "instruction", "fallback", "start")
+    told = (
+        "cloud",
+        "cloud_choice",
+        "keys",
+        "strategy",
+        "objective",
+        "draft",
+        "instruction",
+        "fallback",
+        "start",
+    )
     vlm = value.subset(*told) | {"approve": value.flag("approve")}
     return nodes(value, CONFIG, frames, camera=robot | eye, locomotion=robot | legs, vlm=vlm)
 

@@ -20,7 +20,9 @@ from vlm_spec_decode.transport.trunk import SPLIT_BYTES, TrunkState, split
 CLOUDS = ("tcp://a:1", "tcp://b:1", "tcp://c:1")
 PACKER = codec.TokenPacker(3)
 OPEN = codec.encode(
-    codec.open_message(AnswerRequest(1, Observation(None, "go"), SamplingParams(), "autoregressive"), PACKER, 0, ())
+    codec.open_message(
+        AnswerRequest(1, Observation(None, "go"), SamplingParams(), "autoregressive"), PACKER, 0, ()
+    )
 )
 PING = codec.encode(wire.Ping(1, 1, 0, 0, False))
 KEYS = [b"key %d" % number for number in range(300)]

@@ -121,6 +121,8 @@ def test_round_trips_are_those_of_the_server_itself() -> None:
 def test_clouds_are_put_in_order_before_the_first_connection(monkeypatch: pytest.MonkeyPatch) -> None:
     rtts = {"tcp://a:1": 0.2, "tcp://b:1": None, "tcp://c:1": 0.01, "tcp://d:1": None}
     monkeypatch.setattr(nearest.addresses, "round_trips", lambda clouds, _: [rtts[each] for each in clouds])
-    assert nearest_first("tcp://a:1, tcp://b:1,tcp://c:1,tcp://d:1") == "tcp://c:1,tcp://a:1,tcp://b:1,tcp://d:1"
+    assert (
+        nearest_first("tcp://a:1, tcp://b:1,tcp://c:1,tcp://d:1") == "tcp://c:1,tcp://a:1,tcp://b:1,tcp://d:1"
+    )
     with pytest.raises(ConfigError):
         nearest_first("a:1")

@@ -186,17 +186,20 @@ def test_robots_stick_to_a_cloud_by_key_until_it_goes(key_folder: Path, end: str
 
 def test_a_robot_without_a_cloud_is_asked_to_come_again(key_folder: Path) -> None:
     impatient = ProtocolTiming(give_up_s=PATIENT_S, busy_s=1.5)
-    with cloud_behind(key_folder) as cloud, front(key_folder, cloud) as one:
-        with robot(one.address, key_folder, impatient) as verifier:
-            begin(verifier)
-            said = receive(verifier, 3)
-            address = cloud.address
-            cloud.stop()
-            with pytest.raises(CloudBusy, match="no_cloud"):
-                receive(verifier, 40, said)
-            assert one.drops()["no_cloud"] > 0
-            with cloud_behind(key_folder, bind=address):
-                assert _decode_patiently(verifier) == own_answer(PARAMS)
+    with (
+        cloud_behind(key_folder) as cloud,
+        front(key_folder, cloud) as one,
+        robot(one.address, key_folder, impatient) as verifier,
+    ):
+        begin(verifier)
+        said = receive(verifier, 3)
+        address = cloud.address
+        cloud.stop()
+        with pytest.raises(CloudBusy, match="no_cloud"):
+            receive(verifier, 40, said)
+        assert one.drops()["no_cloud"] > 0
+        with cloud_behind(key_folder, bind=address):
+            assert _decode_patiently(verifier) == own_answer(PARAMS)
 
 
 def _decode_patiently(verifier: RemoteVerifier) -> tuple[int, ...]:
@@ -231,18 +234,19 @@ def test_a_robots_key_opens_no_trunk(key_folder: Path) -> None:
 
 
 def test_a_front_keeps_the_limits_of_keys(key_folder: Path) -> None:
-    with cloud_behind(key_folder) as cloud:
-        with front(key_folder, cloud, limits=KeyLimits(messages_per_s=0.01, burst_s=100.0)) as one:
-            with edge(one.address, key_folder, give_up_s=2.0) as verifier, pytest.raises(CloudError):
-                verifier.connect(timeout_s=PATIENT_S)
+    limits = KeyLimits(messages_per_s=0.01, burst_s=100.0)
+    with cloud_behind(key_folder) as cloud, front(key_folder, cloud, limits=limits) as one:
+        with edge(one.address, key_folder, give_up_s=2.0) as verifier:
+            verifier.connect(timeout_s=PATIENT_S)
+            with pytest.raises(CloudError):
                 decode(verifier, "autoregressive", PARAMS, 1)
-            assert one.drops()["too_fast"] > 0
-            (key_folder / "authorized" / "edge.key").unlink()
-            with (
-                edge(one.address, key_folder, give_up_s=2.0) as verifier,
-                pytest.raises(CloudUnreachable, match="does not know our key"),
-            ):
-                verifier.connect(timeout_s=4.0)
+        assert one.drops()["too_fast"] > 0
+        (key_folder / "authorized" / "edge.key").unlink()
+        with (
+            edge(one.address, key_folder, give_up_s=2.0) as verifier,
+            pytest.raises(CloudUnreachable, match="does not know our key"),
+        ):
+            verifier.connect(timeout_s=4.0)
 
 
 def test_what_is_no_frame_is_counted_and_a_silent_cloud_counts_as_down() -> None:

@@ -1,4 +1,4 @@
-"""The service and its clients: `vsd cloud`, `front`, `ask`, `load` and `keys`. Options in, one call, lines out."""
+"""The service and its clients: `vsd cloud`, `front`, `ask`, `load`, `keys`. Options in, a call, lines out."""
 
 from __future__ import annotations
 
@@ -25,7 +25,18 @@ from vlm_spec_decode.edge.settings import EdgeSettings
 @click.option("--image", type=FILE, default=None, help="What the robot sees; none: a language-only pair.")
 @click.option("--scene-text", default="", help="What there is to see, told to a language-only pair.")
 @click.option("--history", multiple=True, help="An action already carried out; may be repeated.")
-@options(EdgeSettings, "cloud", "cloud_choice", "draft", "target", "keys", "strategy", "rule", "objective", keys=FOLDER)
+@options(
+    EdgeSettings,
+    "cloud",
+    "cloud_choice",
+    "draft",
+    "target",
+    "keys",
+    "strategy",
+    "rule",
+    "objective",
+    keys=FOLDER,
+)
 @options(EdgeSettings, "temperature", "seed", "max_tokens", "draft_length", "threads", "grammar")
 @options(EdgeSettings, "image_budget_s")
 @option(EdgeSettings, "refused_s", "--patience")

@@ -126,7 +126,8 @@ class FrontConfig:
 
     bind: str = same_as(CloudConfig, "bind")
     clouds: str = setting(
-        "", "Addresses of the clouds behind it (`vsd cloud --fronts`), with commas between; the same for all fronts."
+        "",
+        "Addresses of the clouds behind it (`vsd cloud --fronts`), with commas; the same for all fronts.",
     )
     keys: Path | None = same_as(CloudConfig, "keys")
     insecure: bool = same_as(CloudConfig, "insecure")

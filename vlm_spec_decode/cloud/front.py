@@ -256,7 +256,10 @@ def _told(config: FrontConfig, server: FrontServer, clock: Clock) -> Iterator[st
     registry = CollectorRegistry()
     registry.register(_FrontCollector(server))
     http = HealthServer(
-        config.http, registry, stalled, lambda: stalled() or ("" if server.is_ready else "no cloud takes answers")
+        config.http,
+        registry,
+        stalled,
+        lambda: stalled() or ("" if server.is_ready else "no cloud takes answers"),
     )
     http.start()
     try:

@@ -66,8 +66,8 @@ class ClientProtocol:
     """State machine of one edge towards its clouds. All times are seconds of the caller's clock.
 
     `cloud_index` is the number of the cloud to use, below `clouds`: the owner of the connection connects to
-    it before it sends the content of `outbox`, and passes its connection to `maintain`. `ranking` is the order
-    in which clouds are tried.
+    it before it sends the content of `outbox`, and passes its connection to `maintain`. `ranking` is the
+    order in which clouds are tried.
     """
 
     def __init__(self, hello: wire.Hello, timing: ProtocolTiming | None = None, clouds: int = 1) -> None:

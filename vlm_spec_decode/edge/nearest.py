@@ -100,7 +100,7 @@ class NearestCloud:
         self._moved_s = now_s
 
     def ranking(self, now_s: float) -> tuple[int, ...]:
-        """Return all clouds, the nearest first, those to avoid last; at equal distances as they were given."""
+        """Return all clouds, the nearest first, those to avoid last; the equally far as they were given."""
 
         def order(cloud: int) -> tuple[bool, float]:
             distance = self._distances[cloud]

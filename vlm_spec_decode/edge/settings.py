@@ -35,8 +35,8 @@ class EdgeSettings:
     )
     cloud_choice: str = setting(
         CLOUD_CHOICES[0],
-        "Which of several clouds is used: in their order, the next one if one fails, or the nearest by measured "
-        "round trip, which may change.",
+        "Which of several clouds is used: in their order, the next one if one fails, or the nearest by "
+        "measured round trip, which may change.",
         one_of=CLOUD_CHOICES,
     )
     keys: Path | None = setting(

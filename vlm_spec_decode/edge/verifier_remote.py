@@ -56,8 +56,8 @@ _BROKE_OFF = "a new handshake broke off"
 UPKEEP_S = 0.05
 """How long time-outs and the connection may be left alone while messages are on their way."""
 
-PROBE_EVERY_S = 1.0
-"""How often to probe whether anything listens at the addresses, once `refused_s` is over."""
+LISTENER_EVERY_S = 1.0
+"""How often to look whether anything listens at the addresses, once `refused_s` is over."""
 
 
 Inbox: TypeAlias = "SimpleQueue[Event | CloudError | Cancelled]"
@@ -187,7 +187,7 @@ class CloudConnection:
                 raise self.unreachable(f"no answer within {timeout_s:.0f} s")
             if self.clock.now() > probe_s:
                 self._raise_if_no_listener()
-                probe_s = self.clock.now() + PROBE_EVERY_S
+                probe_s = self.clock.now() + LISTENER_EVERY_S
         assert self.protocol.welcome is not None
         return self.protocol.welcome
 

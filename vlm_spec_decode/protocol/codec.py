@@ -82,8 +82,8 @@ def decode(data: bytes) -> AnyMessage:
 def begins_answer(data: bytes) -> bool:
     """Return whether a message is an Open, by its first bytes, without decoding it.
 
-    An Open has more than 15 fields, so after the version byte comes the long form of an array: a byte that says
-    so, two bytes of length, the tag.
+    An Open has more than 15 fields, so after the version byte comes the long form of an array: a byte that
+    says so, two bytes of length, the tag.
     """
     return data[1:2] == b"\xdc" and data[4:5] == b"\x04"
 

@@ -119,7 +119,7 @@ def shared_listener(endpoint: str) -> tuple[str, int]:
     owns. Raises OSError, and ConfigError for the name of an interface.
     """
     host, port = split(endpoint)
-    host = "0.0.0.0" if host == "*" else host  # noqa: S104  # what `*` means
+    host = "0.0.0.0" if host == "*" else host  # what `*` means
     if not _is_ip(host):
         raise ConfigError(f"{endpoint}: a port is shared on an IP address, a host's name or *")
     with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
@@ -188,10 +188,11 @@ def wait_for_listener(clouds: str, patience_s: float, clock: Clock) -> None:
 
 
 def round_trips(clouds: Sequence[str], timeout_s: float) -> list[float | None]:
-    """Return the round trip to each cloud in seconds, None where no echo came within `timeout_s`. All at once.
+    """Return the round trip to each cloud in seconds, None where no echo came in `timeout_s`. All at once.
 
-    The echo is ZeroMQ's greeting: the other end sends its version once it has seen ours. That needs no key and
-    leaves no session, and unlike a TCP handshake it comes from the server itself, not from a proxy before it.
+    The echo is ZeroMQ's greeting: the other end sends its version once it has seen ours. That needs no key
+    and leaves no session, and unlike a TCP handshake it comes from the server itself, not from a proxy on the
+    way to it.
     """
     found: list[float | None] = [None] * len(clouds)
     with selectors.DefaultSelector() as selector, ExitStack() as stack:

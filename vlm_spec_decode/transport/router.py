@@ -32,7 +32,6 @@ from vlm_spec_decode.transport.connection import (
 )
 from vlm_spec_decode.transport.keys import CloudKeys
 
-
 _FIRST = zmq.NOBLOCK | zmq.SNDMORE
 
 BURST = 256

@@ -25,7 +25,7 @@ from vlm_spec_decode.core.errors import CloudError
 from vlm_spec_decode.core.ports import Clock
 from vlm_spec_decode.core.types import MAX_MESSAGE_BYTES
 from vlm_spec_decode.transport import address as addresses
-from vlm_spec_decode.transport.access import ZAP_DOMAIN, AuthorizedKeys, Authenticator
+from vlm_spec_decode.transport.access import ZAP_DOMAIN, Authenticator
 from vlm_spec_decode.transport.connection import (
     CLOUD_NEEDS,
     EDGE_NEEDS,
@@ -116,8 +116,8 @@ class _OwnKey:
 class TrunkLink:
     """The cloud's end: a `ServerLink` whose peers are robots that come by fronts.
 
-    It is owned by the thread that calls `poll`; only `wake` may be called from elsewhere. What `send` is given
-    goes with the next `poll`, which the server calls at once. Raises CloudError if it cannot listen.
+    It is owned by the thread that calls `poll`; only `wake` may be called from elsewhere. What `send` is
+    given goes with the next `poll`, which the server calls at once. Raises CloudError if it cannot listen.
     """
 
     def __init__(self, bind: str, keys: CloudKeys | None, clock: Clock | None = None) -> None:
@@ -179,7 +179,7 @@ class TrunkLink:
         return self._robots.get(peer, (b"", ""))[1].encode() or peer
 
     def announce_drain(self) -> None:
-        """Tell the fronts that this cloud begins no new answers, so that they choose another one for these."""
+        """Tell the fronts that this cloud begins no new answers, so that they choose another one."""
         self._announce(TrunkState.DRAINING)
 
     def wake(self) -> None:
