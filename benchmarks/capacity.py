@@ -152,8 +152,8 @@ spread evenly over them, 99 % of the answers within 3.5 times one robot's alone,
 {fleets}
 
 The front that carries their messages is one process. What it carries is small (an answer is some 20
-messages of some 50 bytes, and an image once); past what one core can pass on, run several fronts and give
-robots all their addresses.
+messages of some 50 bytes, and an image once); past what one core can pass on, run several
+fronts at one address (`vsd front`, docs/operations.md).
 """
 
 

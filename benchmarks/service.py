@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import service_faults
+import service_front
 import service_hostile
 import service_replicas
 from figures import Figure
@@ -38,14 +39,17 @@ class Counts:
     killed: int
     two_clouds: int
     replica: int
+    front_load: int
+    front_replaced: int
+    site_moved: int
     link_runs: int
     malformed: int
     strangers: int
     soak: int
 
 
-FULL = Counts(64, 6, 10, 4, 100, 100, 100, 10_000, 1_000_000, 10_000, 10_000)
-QUICK = Counts(64, 2, 2, 2, 10, 40, 40, 100, 50_000, 500, 2000)
+FULL = Counts(64, 6, 10, 4, 100, 100, 100, 1000, 100, 100, 10_000, 1_000_000, 10_000, 10_000)
+QUICK = Counts(64, 2, 2, 2, 10, 40, 40, 500, 30, 30, 100, 50_000, 500, 2000)
 
 
 def cases(counts: Counts, processes: Processes, folder: Path) -> dict[str, Part]:
@@ -58,6 +62,9 @@ def cases(counts: Counts, processes: Processes, folder: Path) -> dict[str, Part]
         "killed": lambda: service_faults.killed(processes, folder, counts.killed),
         "two_clouds": lambda: service_faults.two_clouds(processes, folder, counts.two_clouds),
         "replica": lambda: service_replicas.replicas(folder / "replicas", counts.replica),
+        "front_load": lambda: service_front.load(processes, folder, counts.front_load),
+        "front_replaced": lambda: service_front.replaced(processes, folder, counts.front_replaced),
+        "site_moved": lambda: service_front.moved(processes, folder, counts.site_moved),
         "link_runs": lambda: service_hostile.link_runs(counts.link_runs),
         "malformed": lambda: service_hostile.malformed(processes, folder, counts.malformed),
         "strangers": lambda: service_hostile.strangers(folder, counts.strangers),

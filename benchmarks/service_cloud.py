@@ -1,10 +1,11 @@
 """A cloud whose target is a hash: real server, protocol and sockets around a model that only sleeps.
 
     python benchmarks/service_cloud.py --keys DIR [--bind tcp://127.0.0.1:*] [--step-ms 5] [--open-door]
+                                       [--fronts]
 
 Started by benchmarks/service.py as a process of its own, to be killed, flooded and watched for its memory.
-`--open-door` lifts the limits per key, so that a flood reaches the decoder. Ends at SIGTERM when answers
-under way are done, at SIGINT at once.
+`--open-door` lifts the limits per key, so that a flood reaches the decoder; with `--fronts` robots come by
+fronts. Ends at SIGTERM when answers under way are done, at SIGINT at once.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from vlm_spec_decode.protocol.messages import Hello
 from vlm_spec_decode.transport.access import KeyLimits
 from vlm_spec_decode.transport.keys import cloud_keys
 from vlm_spec_decode.transport.router import RouterLink
+from vlm_spec_decode.transport.trunk import TrunkLink
 
 VOCAB = 64
 HELLO = Hello("benchmark", "tokens", "prompt", "grammar", VOCAB)
@@ -99,10 +101,12 @@ def main() -> int:
     parser.add_argument("--keys", type=Path, required=True)
     parser.add_argument("--step-ms", type=float, default=5.0)
     parser.add_argument("--open-door", action="store_true")
+    parser.add_argument("--fronts", action="store_true")
     options = parser.parse_args()
     target = HashModel(options.step_ms / 1000)
     limits = KeyLimits(messages_per_s=1e12, bytes_per_s=1e12) if options.open_door else KeyLimits()
-    link = RouterLink(options.bind, cloud_keys(options.keys), limits)
+    keys = cloud_keys(options.keys)
+    link = TrunkLink(options.bind, keys) if options.fronts else RouterLink(options.bind, keys, limits)
     server = CloudServer(link, ServerProtocol(target.card, HELLO.grammar_digest), target, WallClock())
     signal.signal(signal.SIGTERM, lambda *_: server.drain())
     signal.signal(signal.SIGINT, lambda *_: server.stop())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from collections import Counter
@@ -26,9 +27,12 @@ HANG_S = 60.0
 
 
 @contextmanager
-def robot(addresses: str, keys: Path, timing: ProtocolTiming | None = None) -> Iterator[RemoteVerifier]:
+def robot(
+    addresses: str, keys: Path, timing: ProtocolTiming | None = None, *, is_nearest: bool = False
+) -> Iterator[RemoteVerifier]:
     """A connection to one or several clouds."""
-    verifier = RemoteVerifier(DealerLink(addresses, edge_keys(keys), CLOCK), HELLO, CLOCK, timing)
+    link = DealerLink(addresses, edge_keys(keys), CLOCK)
+    verifier = RemoteVerifier(link, HELLO, CLOCK, timing, is_nearest=is_nearest)
     try:
         verifier.connect(timeout_s=30.0)
         yield verifier
@@ -59,12 +63,14 @@ def ask(verifier: RemoteVerifier, answer: int, max_tokens: int) -> str:
 
 @dataclass(slots=True)
 class Asking:
-    """A robot that asks repeatedly, on a thread of its own, until `stop`."""
+    """A robot that asks repeatedly, on a thread of its own, until `stop`. `at` is where it is."""
 
     addresses: str
     keys: Path
     max_tokens: int = 8
     pause_s: float = 0.0
+    is_nearest: bool = False
+    at: str = ""
     outcomes: Counter[str] = field(default_factory=Counter)
     _ending: threading.Event = field(default_factory=threading.Event)
     _thread: threading.Thread | None = None
@@ -83,11 +89,12 @@ class Asking:
         return self.outcomes
 
     def _run(self) -> None:
-        with robot(self.addresses, self.keys) as verifier:
+        with robot(self.addresses, self.keys, is_nearest=self.is_nearest) as verifier:
             answer = 0
             while not self._ending.is_set():
                 answer += 1
                 self.outcomes[ask(verifier, answer, self.max_tokens)] += 1
+                self.at = verifier.clouds.partition(",")[0]
                 time.sleep(self.pause_s)
 
 
@@ -98,6 +105,7 @@ class Footprint:
     resident_bytes: int
     descriptors: int
     threads: int
+    cpu_s: float
 
 
 def footprint(pid: int) -> Footprint:
@@ -105,4 +113,6 @@ def footprint(pid: int) -> Footprint:
     process = Path(f"/proc/{pid}")
     lines = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines() if ":" in line)
     descriptors = len(list((process / "fd").iterdir()))
-    return Footprint(1024 * int(lines["VmRSS"].split()[0]), descriptors, int(lines["Threads"]))
+    times = (process / "stat").read_text().rsplit(")", 1)[1].split()[11:13]
+    cpu_s = sum(map(int, times)) / os.sysconf("SC_CLK_TCK")
+    return Footprint(1024 * int(lines["VmRSS"].split()[0]), descriptors, int(lines["Threads"]), cpu_s)

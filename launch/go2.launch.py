@@ -16,6 +16,7 @@ from vlm_spec_decode.ros.node_parameters import DECODING, MISSION, PROCESSES, pa
 ARGUMENTS = (
     parameter("interface", default=None),
     parameter("cloud", default=None),
+    parameter("cloud_choice"),
     parameter("keys", default=None),
     parameter("domain", default="0"),
     parameter("driver"),
@@ -37,7 +38,17 @@ def bring_up(context: LaunchContext) -> list[LaunchDescriptionEntity]:
     frames = frame_parameters(value["frame_prefix"])
     eye = {"calibration_file": value["calibration"], "source": value["source"]}
     legs = value.subset("driver", "scan_topic") | {"limits_file": value["limits"]}
-    told = ("cloud", "keys", "strategy", "objective", "draft", "instruction", "fallback", "start")
+    told = (
+        "cloud",
+        "cloud_choice",
+        "keys",
+        "strategy",
+        "objective",
+        "draft",
+        "instruction",
+        "fallback",
+        "start",
+    )
     vlm = value.subset(*told) | {"approve": value.flag("approve")}
     return nodes(value, CONFIG, frames, camera=robot | eye, locomotion=robot | legs, vlm=vlm)
 

@@ -12,7 +12,7 @@ import pytest
 
 from test.launch_files import declared_arguments
 from vlm_spec_decode.cli.main import main, vsd
-from vlm_spec_decode.cloud.config import read_file
+from vlm_spec_decode.cloud.config import CloudConfig, FrontConfig, read_file
 from vlm_spec_decode.cloud.server import DRAIN_S
 
 ROOT = Path(__file__).parents[1]
@@ -66,6 +66,11 @@ def test_commands_of_units_and_images_exist():
         assert command == "cloud"
         assert {argument for argument in arguments if argument.startswith("--")} <= options_of("cloud")
     assert float(service["TimeoutStopSec"]) > DRAIN_S, "systemd waits until the answers under way have ended"
+    front = unit(DEPLOY / "systemd" / "vsd-front@.service")["Service"]
+    for key in ("ExecStart", "ExecStartPre"):
+        command, *arguments = shlex.split(front[key])[1:]
+        assert command == "front"
+        assert {argument for argument in arguments if argument.startswith("--")} <= options_of("front")
     edge = unit(DEPLOY / "systemd" / "vsd-edge.service")["Service"]
     assert edge["ExecStart"] == re.findall(r'"(.+?)"', dict(instructions(IMAGES[1]))["ENTRYPOINT"])[0]
 
@@ -93,11 +98,12 @@ def test_the_script_of_the_edge_gives_what_the_launch_file_takes():
     assert subprocess.run(["bash", "-n", str(DEPLOY / "edge")]).returncode == 0
 
 
-def test_the_settings_that_ship_hold(tmp_path, capsys):
-    settings = read_file(DEPLOY / "cloud.yaml")
+@pytest.mark.parametrize(("name", "kind"), [("cloud", CloudConfig), ("front", FrontConfig)])
+def test_the_settings_that_ship_hold(name, kind, tmp_path, capsys):
+    settings = read_file(DEPLOY / f"{name}.yaml", kind)
     assert str(settings["keys"]) == "/etc/vsd/keys"
     assert main(["keys", str(tmp_path / "keys")]) == 0
-    file = tmp_path / "cloud.yaml"
-    file.write_text((DEPLOY / "cloud.yaml").read_text().replace("/etc/vsd/keys", str(tmp_path / "keys")))
-    assert main(["cloud", "--config", str(file), "--check-config"]) == 0
+    file = tmp_path / f"{name}.yaml"
+    file.write_text((DEPLOY / f"{name}.yaml").read_text().replace("/etc/vsd/keys", str(tmp_path / "keys")))
+    assert main([name, "--config", str(file), "--check-config"]) == 0
     assert "the settings hold" in capsys.readouterr().out

@@ -72,7 +72,7 @@ def robot_options(function: Function) -> Function:
                 "--set", "pairs", multiple=True, metavar="NAME=VALUE", help="A setting of the robot's own."
             ),
             click.option("--limits", type=FILE, default=None, help="YAML of the safety gate's limits."),
-            options(EdgeSettings, "cloud", "keys", "draft", "strategy", keys=FOLDER),
+            options(EdgeSettings, "cloud", "cloud_choice", "keys", "draft", "strategy", keys=FOLDER),
             options(EdgeSettings, "draft_budget", "image_budget_s"),
             setting_option(PROFILE),
             options(RunnerConfig, *RUNNER_NAMES),
@@ -131,6 +131,7 @@ class EdgeOptions:
     settings: Mapping[str, str]
     limits: Path | None
     cloud: str
+    cloud_choice: str
     keys: Path | None
     draft: str
     strategy: str
@@ -229,6 +230,7 @@ def _edge_settings(options: EdgeOptions) -> EdgeSettings:
 
     return EdgeSettings(
         cloud=options.cloud,
+        cloud_choice=options.cloud_choice,
         keys=options.keys,
         draft=options.draft,
         strategy=options.strategy,

@@ -30,6 +30,7 @@ COMMANDS = {
     "demo": ("cli.simulation", "Run the main job: simulator, cloud and ROS nodes."),
     "doctor": ("cli.doctor", "Check that this computer has what the other commands need."),
     "edge": ("cli.edge", "Carry out instructions on this computer, without ROS."),
+    "front": ("cli.service", "Carry robots' connections for clouds behind, beside other fronts."),
     "keys": ("cli.service", "Make CURVE keys for a cloud and its robots."),
     "load": ("cli.service", "Put synthetic robots on a cloud of this machine."),
     "record": ("cli.recordings", "Record the topics of running nodes into a bag."),

@@ -24,7 +24,9 @@ if TYPE_CHECKING:
 @click.argument("cloud", default="")
 @click.option("--local", "is_local", is_flag=True, help="Both models here, without a cloud.")
 @options(ServeSettings, api_keys=FILE, tls_cert=FILE, tls_key=FILE)
-@options(EdgeSettings, "keys", "draft", "target", "strategy", "rule", "objective", keys=FOLDER)
+@options(
+    EdgeSettings, "cloud_choice", "keys", "draft", "target", "strategy", "rule", "objective", keys=FOLDER
+)
 @options(
     EdgeSettings, "temperature", "seed", "max_tokens", "draft_length", "draft_budget", "threads", "grammar"
 )

@@ -1,4 +1,4 @@
-"""The service and its clients: `vsd cloud`, `ask`, `load` and `keys`. Options in, one call, lines out."""
+"""The service and its clients: `vsd cloud`, `front`, `ask`, `load`, `keys`. Options in, a call, lines out."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import click
 from click.core import ParameterSource
 
 from vlm_spec_decode.bench.settings import LoadConfig, RobotBehaviour
-from vlm_spec_decode.cloud.config import CloudConfig
+from vlm_spec_decode.cloud.config import CloudConfig, FrontConfig
 from vlm_spec_decode.core.config import digest, effective
 from vlm_spec_decode.core.errors import ActionParseError
 from vlm_spec_decode.core.load_progress import importing
@@ -25,7 +25,18 @@ from vlm_spec_decode.edge.settings import EdgeSettings
 @click.option("--image", type=FILE, default=None, help="What the robot sees; none: a language-only pair.")
 @click.option("--scene-text", default="", help="What there is to see, told to a language-only pair.")
 @click.option("--history", multiple=True, help="An action already carried out; may be repeated.")
-@options(EdgeSettings, "cloud", "draft", "target", "keys", "strategy", "rule", "objective", keys=FOLDER)
+@options(
+    EdgeSettings,
+    "cloud",
+    "cloud_choice",
+    "draft",
+    "target",
+    "keys",
+    "strategy",
+    "rule",
+    "objective",
+    keys=FOLDER,
+)
 @options(EdgeSettings, "temperature", "seed", "max_tokens", "draft_length", "threads", "grammar")
 @options(EdgeSettings, "image_budget_s")
 @option(EdgeSettings, "refused_s", "--patience")
@@ -109,10 +120,7 @@ def cloud(ctx: click.Context, /, as_json: bool, check_config: bool, file: Path |
             ENGINES.find(config.engine)
 
     def ready(found: dict[str, Any]) -> None:
-        lock = "CURVE" if found["encrypted"] else "plaintext"
-        health = f", health and metrics on {found['http']}" if found["http"] else ""
-        text = f"serving {found['model']} on {found['address']} ({lock}){health}"
-        click.echo(json.dumps({"event": "ready"} | found) if as_json else text)
+        _show_ready(as_json, f"serving {found['model']} on {found['address']}", found)
 
     def read_replicas() -> int:
         return int(read_file(file).get("replicas", config.replicas)) if file else config.replicas
@@ -120,6 +128,33 @@ def cloud(ctx: click.Context, /, as_json: bool, check_config: bool, file: Path |
     # Everything is freed by then, so skip the garbage collection of torch's objects, which takes seconds.
     atexit.register(gc.freeze)
     run(config, ready, read_replicas if file else None)
+    finish(as_json, {"event": "ended"}, "ended")
+
+
+@click.command()
+@click.option("--config", "file", type=FILE, default=None, help="YAML of settings; options here win over it.")
+@options(FrontConfig, keys=FOLDER)
+@click.option("--check-config", is_flag=True, help="Say whether the settings hold, then end.")
+@as_json
+@click.pass_context
+def front(ctx: click.Context, /, as_json: bool, check_config: bool, file: Path | None, **given: Any) -> None:
+    """Carry robots' connections for clouds behind, beside other fronts at the same address."""
+    from vlm_spec_decode.cloud.config import check_front, read_file
+
+    settings = _explicit_options(ctx, given)
+    config = FrontConfig(**((read_file(file, FrontConfig) if file else {}) | settings))
+    check_front(config)
+    if check_config:
+        _show_config(as_json, config)
+        return
+    from vlm_spec_decode.cloud.front import run
+    from vlm_spec_decode.cloud.telemetry.logs import logging_to_stderr
+
+    def ready(found: dict[str, Any]) -> None:
+        _show_ready(as_json, f"a front of {', '.join(found['clouds'])} on {found['address']}", found)
+
+    with logging_to_stderr(config.log_format, config.log_level):
+        run(config, ready)
     finish(as_json, {"event": "ended"}, "ended")
 
 
@@ -165,7 +200,14 @@ def _explicit_options(ctx: click.Context, options: dict[str, Any]) -> dict[str, 
     return {name: value for name, value in options.items() if ctx.get_parameter_source(name) is not left}
 
 
-def _show_config(as_json: bool, config: CloudConfig) -> None:
+def _show_ready(as_json: bool, text: str, found: dict[str, Any]) -> None:
+    """Say that robots are let in, where health is told, and all of `found` as JSON."""
+    lock = "CURVE" if found["encrypted"] else "plaintext"
+    health = f", health and metrics on {found['http']}" if found["http"] else ""
+    click.echo(json.dumps({"event": "ready"} | found) if as_json else f"{text} ({lock}){health}")
+
+
+def _show_config(as_json: bool, config: CloudConfig | FrontConfig) -> None:
     """Print the valid settings, after file, options and defaults."""
     found = effective(config)
     lines = [f"{name}: {'' if value is None else value}" for name, value in found.items()]

@@ -10,14 +10,14 @@ from contextlib import contextmanager
 from dataclasses import replace
 from functools import partial
 from types import FrameType
-from typing import Any
+from typing import Any, TypeAlias
 
 from vlm_spec_decode.cloud.config import CloudConfig, ServerLimits, check
 from vlm_spec_decode.cloud.own_draft import load_target, own_draft
 from vlm_spec_decode.cloud.protocol import MessageTracer, ServerProtocol
 from vlm_spec_decode.cloud.replicas.pool import ReplicaPool, join_cluster
 from vlm_spec_decode.cloud.replicas.server import ReplicatedServer
-from vlm_spec_decode.cloud.server import CloudServer, Server
+from vlm_spec_decode.cloud.server import CloudServer, Server, ended_by_signals
 from vlm_spec_decode.cloud.telemetry.logs import logging_to_stderr
 from vlm_spec_decode.cloud.telemetry.metrics import Gauges, ServiceTelemetry, gauges_and_counters
 from vlm_spec_decode.core.clock import WallClock
@@ -31,9 +31,13 @@ from vlm_spec_decode.transport.access import KeyLimits
 from vlm_spec_decode.transport.in_process import ServerLink
 from vlm_spec_decode.transport.keys import cloud_keys
 from vlm_spec_decode.transport.router import RouterLink
+from vlm_spec_decode.transport.trunk import TrunkLink
 
 FIRST_REPLICA_S = 600.0
 """How long the first replica may take to start: Ray must place it, and it must load the target."""
+
+RobotsLink: TypeAlias = RouterLink | TrunkLink
+"""Where robots come from: directly, or by fronts."""
 
 log = logging.getLogger(__name__)
 
@@ -43,8 +47,9 @@ def build(config: CloudConfig) -> tuple[Server, ServiceTelemetry]:
     check(config)
     clock = WallClock()
     ray = join_cluster(config.ray_address) if config.replicas else None
+    keys = cloud_keys(config.keys) if config.keys else None
     key_limits = KeyLimits(config.key_robots, config.key_messages_per_s)
-    link = RouterLink(config.bind, cloud_keys(config.keys) if config.keys else None, key_limits)
+    link = TrunkLink(config.bind, keys) if config.fronts else RouterLink(config.bind, keys, key_limits)
     try:
         return _replicated(config, ray, link, clock) if config.replicas else _single(config, link, clock)
     except BaseException:
@@ -52,7 +57,7 @@ def build(config: CloudConfig) -> tuple[Server, ServiceTelemetry]:
         raise
 
 
-def _single(config: CloudConfig, link: RouterLink, clock: Clock) -> tuple[CloudServer, ServiceTelemetry]:
+def _single(config: CloudConfig, link: RobotsLink, clock: Clock) -> tuple[CloudServer, ServiceTelemetry]:
     models = load_target(config)
     telemetry = ServiceTelemetry(config, models[0].card, clock)
     server = serve_on(config, link, models, telemetry.observer)
@@ -62,7 +67,7 @@ def _single(config: CloudConfig, link: RouterLink, clock: Clock) -> tuple[CloudS
 
 
 def _replicated(
-    config: CloudConfig, ray: Any, link: RouterLink, clock: Clock
+    config: CloudConfig, ray: Any, link: RobotsLink, clock: Clock
 ) -> tuple[ReplicatedServer, ServiceTelemetry]:
     make = partial(serve_on, config)
     cpus, gpus = config.replica_cpus, config.replica_gpus
@@ -105,7 +110,7 @@ def serve_on(
     return CloudServer(link, protocol, served, clock, copy, own.costs)
 
 
-def _gauges(server: CloudServer, link: RouterLink) -> Gauges:
+def _gauges(server: CloudServer, link: RobotsLink) -> Gauges:
     protocol = server.protocol
     gauge_values, counter_values = gauges_and_counters(protocol.stats)
     return Gauges(
@@ -119,8 +124,8 @@ def _gauges(server: CloudServer, link: RouterLink) -> Gauges:
     )
 
 
-def _with_access_drops(gauges: Gauges, link: RouterLink) -> Gauges:
-    return replace(gauges, dropped={**gauges.dropped, **link.access.dropped})
+def _with_access_drops(gauges: Gauges, link: RobotsLink) -> Gauges:
+    return replace(gauges, dropped={**gauges.dropped, **link.dropped})
 
 
 def run(
@@ -149,7 +154,7 @@ def _serve(
     telemetry: ServiceTelemetry,
     on_ready: Callable[[dict[str, Any]], None],
 ) -> None:
-    with _ended_by_signals(server.drain, server.stop):
+    with ended_by_signals(server.drain, server.stop):
         try:
             with telemetry.running() as url:
                 found = {"address": server.address, "model": telemetry.card.model_id}
@@ -198,21 +203,3 @@ def _scaled_by_signal(
         yield set_server
     finally:
         signal.signal(signal.SIGHUP, before)
-
-
-@contextmanager
-def _ended_by_signals(drain: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]:
-    """Call `drain` on SIGTERM and `stop` on SIGINT for as long as the block runs; only in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-
-    def handle(signum: int, _frame: FrameType | None) -> None:
-        drain() if signum == signal.SIGTERM else stop()
-
-    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)

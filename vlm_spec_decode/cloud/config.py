@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm_spec_decode.core.config import check_ranges, read_mapping, read_values, setting
+from vlm_spec_decode.core.config import check_ranges, read_mapping, read_values, same_as, setting
 from vlm_spec_decode.core.errors import ConfigError, ModelError, ModelNotFound
 from vlm_spec_decode.core.profiles import load_hardware
 from vlm_spec_decode.core.types import MAX_OPEN_ANSWERS, Language
@@ -87,6 +87,7 @@ class CloudConfig:
     )
     keys: Path | None = setting(None, "Folder made by `vsd keys`.")
     insecure: bool = setting(False, "Plaintext, on a loopback address only.")
+    fronts: bool = setting(False, "Listen for fronts (`vsd front`), which have the robots' connections.")
     revision: str | None = setting(None, "Revision of a hub id.")
     dtype: str = setting("float32", "Numbers that the target computes with.")
     device: str = setting("cpu", "Where the target runs: cpu, cuda, cuda:1; auto: a GPU if there is one.")
@@ -119,8 +120,45 @@ class CloudConfig:
     ray_address: str = setting("", "Ray cluster of the replicas; empty: one that is started on this machine.")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FrontConfig:
+    """Where a front listens, and which clouds are behind it; what it shares with a cloud means the same."""
+
+    bind: str = same_as(CloudConfig, "bind")
+    clouds: str = setting(
+        "",
+        "Addresses of the clouds behind it (`vsd cloud --fronts`), with commas; the same for all fronts.",
+    )
+    keys: Path | None = same_as(CloudConfig, "keys")
+    insecure: bool = same_as(CloudConfig, "insecure")
+    key_robots: int = same_as(CloudConfig, "key_robots")
+    key_messages_per_s: int = same_as(CloudConfig, "key_messages_per_s")
+    http: str = same_as(CloudConfig, "http")
+    log_format: str = same_as(CloudConfig, "log_format")
+    log_level: str = same_as(CloudConfig, "log_level")
+
+
 def check(config: CloudConfig) -> None:
     """Check a config before anything is loaded. Raises ConfigError."""
+    _check_server(config)
+    if config.profile:
+        load_hardware(config.profile)
+    if config.ray_address and not config.replicas:
+        raise ConfigError("a ray_address without replicas: give --replicas N")
+    for text in (config.model, "" if config.draft in (DRAFT_AUTO, DRAFT_NONE) else config.draft):
+        _check_model(text, config)
+
+
+def check_front(config: FrontConfig) -> None:
+    """Check a front's config. Raises ConfigError."""
+    _check_server(config)
+    if not config.clouds:
+        raise ConfigError("no clouds behind the front: give --clouds tcp://HOST:PORT,…")
+    addresses.check_cloud(config.clouds, encrypted=config.keys is not None)
+
+
+def _check_server(config: CloudConfig | FrontConfig) -> None:
+    """Check what every process checks that robots connect to. Raises ConfigError."""
     from vlm_spec_decode.transport.keys import cloud_keys
 
     check_ranges(config)
@@ -131,14 +169,8 @@ def check(config: CloudConfig) -> None:
         raise ConfigError("no keys: give --keys DIR (`vsd keys DIR` makes them), or --insecure on loopback")
     else:
         addresses.require_loopback(config.bind)
-    if config.profile:
-        load_hardware(config.profile)
     if config.http != HTTP_OFF:
         http_address(config.http)
-    if config.ray_address and not config.replicas:
-        raise ConfigError("a ray_address without replicas: give --replicas N")
-    for text in (config.model, "" if config.draft in (DRAFT_AUTO, DRAFT_NONE) else config.draft):
-        _check_model(text, config)
 
 
 def http_address(text: str) -> tuple[str, int]:
@@ -175,13 +207,15 @@ def _check_device(name: str, config: CloudConfig) -> None:
     check_device(name)
 
 
-def read_file(path: Path) -> dict[str, Any]:
+def read_file(path: Path, kind: type[CloudConfig | FrontConfig] = CloudConfig) -> dict[str, Any]:
     """Return a file's settings by name. Raises ConfigError that names the file and the key."""
-    return checked(read_mapping(path), str(path))
+    return checked(read_mapping(path), str(path), kind)
 
 
-def checked(values: Mapping[Any, Any], where: str) -> dict[str, Any]:
+def checked(
+    values: Mapping[Any, Any], where: str, kind: type[CloudConfig | FrontConfig] = CloudConfig
+) -> dict[str, Any]:
     """Return `values` in the types of the config. Raises ConfigError for unknown keys and wrong types."""
     # YAML takes a bare `off` for false.
     is_off = values.get("http") is False
-    return read_values(CloudConfig, {**values, "http": HTTP_OFF} if is_off else values, where)
+    return read_values(kind, {**values, "http": HTTP_OFF} if is_off else values, where)

@@ -7,12 +7,15 @@ into one queue for the socket's thread, and early-exit verdicts are sent while a
 
 from __future__ import annotations
 
+import signal
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
+from contextlib import contextmanager
 from dataclasses import replace
 from queue import Empty, SimpleQueue
+from types import FrameType
 from typing import Any, TypeAlias, TypeVar
 
 from vlm_spec_decode.cloud.protocol import ServerProtocol
@@ -270,6 +273,7 @@ class CloudServer(Server):
             return
         if not self.protocol.stats.is_draining:
             self.protocol.stats.is_draining = True
+            self._link.announce_drain()
             self._drain_until_s = self._clock.now() + DRAIN_S
         if not self.protocol.under_way(self._clock.now()) or self._clock.now() > self._drain_until_s:
             self._flush()
@@ -309,3 +313,21 @@ class CloudServer(Server):
         with self._waking:
             if not self._stopping.is_set():
                 self._link.wake()
+
+
+@contextmanager
+def ended_by_signals(drain: Callable[[], None], stop: Callable[[], None]) -> Iterator[None]:
+    """Call `drain` on SIGTERM and `stop` on SIGINT for as long as the block runs; only in the main thread."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def handle(signum: int, _frame: FrameType | None) -> None:
+        drain() if signum == signal.SIGTERM else stop()
+
+    before = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

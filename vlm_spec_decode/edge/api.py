@@ -68,6 +68,7 @@ class EngineOptions(TypedDict, total=False):
     decides its size. `answer_timeout_s` is the silence of the cloud that fails an answer. `draft` and
     `target` name checkpoints, DIR or ID[@REV][,dtype=…]; `threads` is for computing. `grammar` constrains
     answers to the action language; the cloud must be started with the same choice (`vsd cloud --no-grammar`).
+    `cloud_choice` "nearest" uses whichever of several clouds has the shortest round trip, "order" the first.
     """
 
     strategy: str
@@ -84,6 +85,7 @@ class EngineOptions(TypedDict, total=False):
     target: str
     threads: int
     grammar: bool
+    cloud_choice: str
 
 
 class QuestionOptions(TypedDict, total=False):

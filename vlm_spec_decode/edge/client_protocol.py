@@ -66,7 +66,8 @@ class ClientProtocol:
     """State machine of one edge towards its clouds. All times are seconds of the caller's clock.
 
     `cloud_index` is the number of the cloud to use, below `clouds`: the owner of the connection connects to
-    it before it sends the content of `outbox`, and passes its connection to `maintain`.
+    it before it sends the content of `outbox`, and passes its connection to `maintain`. `ranking` is the
+    order in which clouds are tried.
     """
 
     def __init__(self, hello: wire.Hello, timing: ProtocolTiming | None = None, clouds: int = 1) -> None:
@@ -83,6 +84,7 @@ class ClientProtocol:
         self._version, self._lowered_s = wire.VERSION, -math.inf
         self._needs_renewal = False
         self._clouds, self._hello = clouds, hello
+        self.ranking = tuple(range(clouds))
         self._packer = codec.TokenPacker(hello.vocab_size)
         self._model: tuple[str, str] | None = None
         self._delivered_images: deque[bytes] = deque(maxlen=64)
@@ -203,6 +205,14 @@ class ClientProtocol:
             self._end_request(answer, now_s)
         while len(self._closed) > REMEMBERED_CLOSES:
             del self._closed[next(iter(self._closed))]
+
+    def leave(self) -> None:
+        """Tell the present cloud that the open answers end there; `move_to` opens them at another one."""
+        self._send(*(wire.Close(*answer.key) for answer in self.requests.values() if answer.is_sent))
+
+    def move_to(self, cloud: int, now_s: float) -> None:
+        """Go to another cloud than the present one, which works: a handshake there, and all answers go on."""
+        self._switch_cloud(now_s, cloud)
 
     def receive(self, data: bytes, now_s: float) -> None:
         """Handle one message; an unreadable or outdated one is counted and dropped."""
@@ -407,9 +417,10 @@ class ClientProtocol:
             return True
         return False
 
-    def _switch_cloud(self, now_s: float) -> None:
-        """Go to the next cloud, which may be the same one, and start the handshake there."""
-        self.cloud_index, self._version = (self.cloud_index + 1) % self._clouds, wire.VERSION
+    def _switch_cloud(self, now_s: float, cloud: int | None = None) -> None:
+        """Go to a cloud, by default the next one, which may be the same, and start the handshake there."""
+        following = self.ranking[(self.ranking.index(self.cloud_index) + 1) % self._clouds]
+        self.cloud_index, self._version = following if cloud is None else cloud, wire.VERSION
         self._last_progress_s = now_s
         self._echo_monitor.restart(now_s)
         self._restart_handshake(now_s)

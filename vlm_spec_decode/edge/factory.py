@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from vlm_spec_decode import __version__
 from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.core.clock import WallClock
-from vlm_spec_decode.core.config import digest
+from vlm_spec_decode.core.config import digest, settings_of
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.core.load_progress import importing
 from vlm_spec_decode.core.ports import Model, ModelCard, Target, TextCodec, Verifier
@@ -24,6 +24,7 @@ from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.types import OBJECTIVES, Language, SamplingParams, Tokens
 from vlm_spec_decode.edge.draft_budget import budget_of
 from vlm_spec_decode.edge.engine import WITHOUT_DRAFTS, Engine, EngineConfig
+from vlm_spec_decode.edge.nearest import nearest_first
 from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.edge.settings import EdgeSettings
 from vlm_spec_decode.edge.verifier_local import LocalVerifier
@@ -97,10 +98,11 @@ def bring_up(settings: EdgeSettings, draft_model: DraftModel | None = None) -> E
         )
         engine = Engine(drafter, draft.codec, local, clock, config, budget=budget)
         return EdgeRuntime(engine, local, draft, _identity(target.card))
-    link = DealerLink(settings.cloud, keys, clock, settings.link, settings.seed)
-    verifier = RemoteVerifier(
-        link, make_hello(draft.card, answer_language), clock, settings.timing or ProtocolTiming()
-    )
+    is_nearest = settings.cloud_choice == "nearest"
+    clouds = nearest_first(settings.cloud) if is_nearest else settings.cloud
+    link = DealerLink(clouds, keys, clock, settings.link, settings.seed)
+    hello, timing = make_hello(draft.card, answer_language), settings.timing or ProtocolTiming()
+    verifier = RemoteVerifier(link, hello, clock, timing, is_nearest=is_nearest)
     try:
         welcome = verifier.connect(settings.connect_timeout_s * len(link.addresses), settings.refused_s)
     except BaseException:
@@ -121,6 +123,7 @@ def check_settings(settings: EdgeSettings) -> EdgeKeys | None:
     for source in ("" if settings.cloud else settings.target, settings.draft):
         if source:
             check_place(source)
+    settings_of(EdgeSettings)["cloud_choice"].refuse(settings.cloud_choice)
     if settings.objective not in OBJECTIVES:
         raise ConfigError(f"unknown objective {settings.objective!r}; known: {', '.join(OBJECTIVES)}")
     keys = edge_keys(settings.keys) if settings.keys else None

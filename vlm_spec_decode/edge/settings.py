@@ -17,6 +17,8 @@ from vlm_spec_decode.strategies.registry import DEFAULT, STRATEGIES
 if TYPE_CHECKING:
     from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 
+CLOUD_CHOICES = ("order", "nearest")
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeSettings:
@@ -30,6 +32,12 @@ class EdgeSettings:
     cloud: str = setting(
         "",
         "Address of the verifier, tcp://HOST:PORT; several with commas; empty: both models in this process.",
+    )
+    cloud_choice: str = setting(
+        CLOUD_CHOICES[0],
+        "Which of several clouds is used: in their order, the next one if one fails, or the nearest by "
+        "measured round trip, which may change.",
+        one_of=CLOUD_CHOICES,
     )
     keys: Path | None = setting(
         None, "Folder of CURVE keys (`vsd keys`); without: plaintext, to a cloud on this machine only."

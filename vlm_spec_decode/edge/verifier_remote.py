@@ -6,6 +6,7 @@ makes one more.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import threading
@@ -25,6 +26,8 @@ from vlm_spec_decode.core.ports import Clock, Verifier
 from vlm_spec_decode.core.trace import NO_TRACER, LinkUsage, Tracer
 from vlm_spec_decode.core.types import MAX_OPEN_ANSWERS, AnswerRequest, Event, Hint, ImageLimits, Uplink
 from vlm_spec_decode.edge.client_protocol import ClientProtocol
+from vlm_spec_decode.edge.client_states import ClientState
+from vlm_spec_decode.edge.nearest import PROBE_EVERY_S, PROBE_TIMEOUT_S, NearestCloud
 from vlm_spec_decode.edge.protocol_timing import ProtocolTiming
 from vlm_spec_decode.edge.request_state import Traffic
 from vlm_spec_decode.protocol.messages import Hello, Welcome
@@ -53,21 +56,112 @@ _BROKE_OFF = "a new handshake broke off"
 UPKEEP_S = 0.05
 """How long time-outs and the connection may be left alone while messages are on their way."""
 
-PROBE_EVERY_S = 1.0
-"""How often to probe whether anything listens at the addresses, once `refused_s` is over."""
+LISTENER_EVERY_S = 1.0
+"""How often to look whether anything listens at the addresses, once `refused_s` is over."""
 
 
 Inbox: TypeAlias = "SimpleQueue[Event | CloudError | Cancelled]"
 """What has come for one answer, for the thread that decodes it."""
 
 
-class CloudConnection:
-    """One connection to a cloud, for all open answers of a robot. `protocol` lives on the link's thread."""
+PREPARE_S = 5.0
+"""How long the handshake with a nearer cloud may take."""
 
-    def __init__(self, link: DealerLink, hello: Hello, clock: Clock, timing: ProtocolTiming | None) -> None:
+log = logging.getLogger(__name__)
+
+
+class _Moves:
+    """Takes a robot to the nearest of its clouds. Everything but the probes runs on the link's thread.
+
+    The present cloud is left only once a connection to the other one is ready.
+    """
+
+    def __init__(self, link: DealerLink, protocol: ClientProtocol, clock: Clock) -> None:
+        self._link, self._protocol, self._clock = link, protocol, clock
+        self._nearest = NearestCloud(len(link.addresses))
+        self._present = protocol.cloud_index
+        self._target: int | None = None
+        self._began_s = self._rtt_s = 0.0
+        self._ended = threading.Event()
+
+    def start(self) -> None:
+        """Start to probe."""
+        threading.Thread(target=self._probe, name="vsd-probes", daemon=True).start()
+
+    def end(self) -> None:
+        """Probe no more. From any thread."""
+        self._ended.set()
+
+    def go_on(self, hand_over: Callable[[], object]) -> None:
+        """Begin a move, or end one whose connection is ready; `hand_over` sends what the protocol has."""
+        protocol, now_s = self._protocol, self._clock.now()
+        if protocol.cloud_index != self._present:
+            self._on_left(now_s)
+        if not protocol.is_welcome:
+            return
+        if protocol.rtt_s != self._rtt_s:
+            self._rtt_s = protocol.rtt_s
+            self._nearest.record_ping(self._present, self._rtt_s, now_s)
+        if self._target is None:
+            is_answering = protocol.state is ClientState.ANSWERING
+            self._target = self._nearest.better_than(self._present, now_s, is_answering=is_answering)
+            if self._target is not None:
+                self._began_s = now_s
+                self._link.prepare(self._target)
+        elif self._link.is_prepared:
+            log.info("moving from %s to %s", self._link.address, self._link.addresses[self._target])
+            protocol.leave()
+            hand_over()
+            protocol.move_to(self._target, now_s)
+            self._link.enter_prepared(self._target)
+            self._nearest.on_moved(now_s)
+            self._present, self._target = self._target, None
+        elif now_s - self._began_s > PREPARE_S:
+            self._nearest.avoid(self._target, now_s)
+            self._give_up()
+
+    def _on_left(self, now_s: float) -> None:
+        """The protocol has gone to another cloud: the one before was busy or silent."""
+        self._nearest.avoid(self._present, now_s)
+        self._present = self._protocol.cloud_index
+        self._protocol.ranking = self._nearest.ranking(now_s)
+        self._give_up()
+
+    def _give_up(self) -> None:
+        self._target = None
+        self._link.cancel_preparation()
+
+    def _probe(self) -> None:
+        while not self._ended.wait(PROBE_EVERY_S):
+            found = addresses.round_trips(self._link.addresses, PROBE_TIMEOUT_S)
+            if not self._link.post(lambda found=found: self._on_probes(found)):  # type: ignore[misc]
+                return
+
+    def _on_probes(self, found: list[float | None]) -> None:
+        self._nearest.record_probes(found)
+        self._protocol.ranking = self._nearest.ranking(self._clock.now())
+
+
+class CloudConnection:
+    """One connection to a cloud, for all open answers of a robot. `protocol` lives on the link's thread.
+
+    With `is_nearest` it goes to whichever of several clouds is nearest.
+    """
+
+    def __init__(
+        self,
+        link: DealerLink,
+        hello: Hello,
+        clock: Clock,
+        timing: ProtocolTiming | None,
+        *,
+        is_nearest: bool = False,
+    ) -> None:
         self.link = link
         self.clock = clock
         self.protocol = ClientProtocol(hello, timing, len(link.addresses))
+        several = is_nearest and len(link.addresses) > 1
+        self._moves = _Moves(link, self.protocol, clock) if several else None
         self.is_started = self.is_closed = False
         self._inboxes: dict[int, Inbox] = {}
         self._errors: SimpleQueue[CloudError] = SimpleQueue()
@@ -80,6 +174,8 @@ class CloudConnection:
         if not self.is_started:
             self.is_started = True
             self.link.start(self._on_message, self._flush, self._end_answers)
+            if self._moves:
+                self._moves.start()
         self._welcomed.clear()
         while not self._errors.empty():
             self._errors.get_nowait()
@@ -91,7 +187,7 @@ class CloudConnection:
                 raise self.unreachable(f"no answer within {timeout_s:.0f} s")
             if self.clock.now() > probe_s:
                 self._raise_if_no_listener()
-                probe_s = self.clock.now() + PROBE_EVERY_S
+                probe_s = self.clock.now() + LISTENER_EVERY_S
         assert self.protocol.welcome is not None
         return self.protocol.welcome
 
@@ -140,6 +236,8 @@ class CloudConnection:
             self._upkeep_s = now_s
             self.protocol.tick(now_s)
             self.link.switch_to(self.protocol.cloud_index)
+            if self._moves:
+                self._moves.go_on(self._hand_over)
             self.protocol.maintain(self.link, now_s)
             self._hand_over()
         if self.protocol.is_welcome and not self._welcomed.is_set():
@@ -164,6 +262,8 @@ class CloudConnection:
     def _end_answers(self) -> None:
         """Tell all who wait for an event that none will come. The last call of the link's thread."""
         self.is_closed = True
+        if self._moves:
+            self._moves.end()
         for inbox in self._inboxes.values():
             inbox.put(CloudUnreachable(_CLOSED))
 
@@ -188,9 +288,16 @@ class RemoteVerifier(Verifier):
     """Implements `Verifier` over a `DealerLink`. Only `wait` and `connect` block."""
 
     def __init__(
-        self, link: DealerLink, hello: Hello, clock: Clock, timing: ProtocolTiming | None = None
+        self,
+        link: DealerLink,
+        hello: Hello,
+        clock: Clock,
+        timing: ProtocolTiming | None = None,
+        *,
+        is_nearest: bool = False,
     ) -> None:
-        self._begin(CloudConnection(link, hello, clock, timing))
+        """With `is_nearest` the link's clouds are used by their measured round trips, not in their order."""
+        self._begin(CloudConnection(link, hello, clock, timing, is_nearest=is_nearest))
 
     def _begin(self, connection: CloudConnection) -> None:
         self._connection = connection

@@ -79,6 +79,15 @@ def decode(data: bytes) -> AnyMessage:
         raise ProtocolError(f"not a message: {error}") from error
 
 
+def begins_answer(data: bytes) -> bool:
+    """Return whether a message is an Open, by its first bytes, without decoding it.
+
+    An Open has more than 15 fields, so after the version byte comes the long form of an array: a byte that
+    says so, two bytes of length, the tag.
+    """
+    return data[1:2] == b"\xdc" and data[4:5] == b"\x04"
+
+
 class TokenPacker:
     """Packs token ids at a fixed width that the vocabulary size decides. Both ends know it."""
 

@@ -15,7 +15,7 @@ import time
 from collections import Counter, OrderedDict
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import zmq
 from zmq.auth.thread import ThreadAuthenticator
@@ -205,6 +205,14 @@ class AccessControl:
         return True
 
 
+class AllowedKeys(Protocol):
+    """Which public keys may connect."""
+
+    def callback(self, domain: str, key: bytes) -> bool:
+        """Return whether a key (Z85) may."""
+        ...
+
+
 ZAP_DOMAIN = "vsd"
 
 WARN_EVERY_S = 10.0
@@ -226,7 +234,7 @@ class Authenticator(ThreadAuthenticator):  # type: ignore[misc]  # pyzmq's has n
     def __init__(
         self,
         context: zmq.Context[Any],
-        authorized: AuthorizedKeys | None,
+        authorized: AllowedKeys | None,
         dropped: Counter[str],
         clock: Clock,
     ) -> None:

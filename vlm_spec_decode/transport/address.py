@@ -5,9 +5,14 @@ from __future__ import annotations
 import errno
 import ipaddress
 import re
+import selectors
 import socket
+import time
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
 from functools import cache
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from vlm_spec_decode.core.errors import CloudUnreachable, ConfigError
 
@@ -17,8 +22,13 @@ if TYPE_CHECKING:
 FORM = "tcp://HOST:PORT, an IPv6 host in brackets"
 SILENCE = "no answer at all: host off, another network, or a firewall"
 LISTENER_POLL_S = 0.1
+BACKLOG = 1024
+"""Connections that wait to be accepted: after a front has gone its robots come back all at once."""
 DEFAULT_PORT = 5557
 """Port of a cloud by default."""
+
+_GREETING = b"\xff" + bytes(8) + b"\x7f\x03"
+"""The beginning of ZeroMQ's greeting: a signature of ten bytes and the major version."""
 
 _TCP = re.compile(r"tcp://(?P<host>\[[^\[\]\s/]+\]|\*|[A-Za-z0-9._-]+):(?P<port>[0-9]{1,5}|\*)")
 _NUMBERS = re.compile(r"[0-9.]+")
@@ -102,6 +112,26 @@ def to_bind(address: str) -> tuple[str, bool]:
     return _join(host, port), ":" in host
 
 
+def shared_listener(endpoint: str) -> tuple[str, int]:
+    """Listen at an endpoint of `to_bind` in such a way that other processes of this user may, too.
+
+    Returns the endpoint, with the port that was given in place of `*`, and the descriptor, which the caller
+    owns. Raises OSError, and ConfigError for the name of an interface.
+    """
+    host, port = split(endpoint)
+    host = "0.0.0.0" if host == "*" else host  # what `*` means
+    if not _is_ip(host):
+        raise ConfigError(f"{endpoint}: a port is shared on an IP address, a host's name or *")
+    with socket.socket(socket.AF_INET6 if ":" in host else socket.AF_INET) as listener:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+        listener.bind(socket.getaddrinfo(host, 0 if port == "*" else int(port))[0][4])
+        listener.listen(BACKLOG)
+        listener.setblocking(False)
+        found = listener.getsockname()[1]
+        return _join(host, str(found)), listener.detach()
+
+
 @cache
 def needs_ipv6(address: str) -> bool:
     """Return whether ZeroMQ must use IPv6 to connect: an IPv6 address, or a name that has no other."""
@@ -155,6 +185,74 @@ def wait_for_listener(clouds: str, patience_s: float, clock: Clock) -> None:
                 f"{each}; refused or silent for {patience_s:g} s; is `vsd cloud` running there?"
             )
         clock.sleep(LISTENER_POLL_S)
+
+
+def round_trips(clouds: Sequence[str], timeout_s: float) -> list[float | None]:
+    """Return the round trip to each cloud in seconds, None where no echo came in `timeout_s`. All at once.
+
+    The echo is ZeroMQ's greeting: the other end sends its version once it has seen ours. That needs no key
+    and leaves no session, and unlike a TCP handshake it comes from the server itself, not from a proxy on the
+    way to it.
+    """
+    found: list[float | None] = [None] * len(clouds)
+    with selectors.DefaultSelector() as selector, ExitStack() as stack:
+        for number, address in enumerate(clouds):
+            if probe := _connecting(address):
+                stack.enter_context(probe)
+                selector.register(probe, selectors.EVENT_WRITE, _Echo(number))
+        until_s = time.monotonic() + timeout_s
+        while selector.get_map() and (left_s := until_s - time.monotonic()) > 0:
+            for key, _ in selector.select(left_s):
+                probe, echo = cast("socket.socket", key.fileobj), cast("_Echo", key.data)
+                try:
+                    is_waiting = echo.go_on(probe)
+                except OSError:
+                    is_waiting = False
+                if is_waiting:
+                    selector.modify(probe, selectors.EVENT_READ, echo)
+                else:
+                    selector.unregister(probe)
+                    found[echo.number] = echo.rtt_s
+    return found
+
+
+@dataclass(slots=True)
+class _Echo:
+    """How far the probe of one cloud is."""
+
+    number: int
+    sent_s: float | None = None
+    received: int = 0
+    rtt_s: float | None = None
+
+    def go_on(self, probe: socket.socket) -> bool:
+        """Send our greeting, or read of the other one; return whether more is to come. Raises OSError."""
+        if self.sent_s is None:
+            self.sent_s = time.monotonic()
+            probe.sendall(_GREETING)
+            return True
+        data = probe.recv(64)
+        self.received += len(data)
+        # The signature comes by itself, what is behind it only after ours.
+        if self.received >= len(_GREETING):
+            self.rtt_s = time.monotonic() - self.sent_s
+        return bool(data) and self.rtt_s is None
+
+
+def _connecting(address: str) -> socket.socket | None:
+    """Return a socket that begins to connect to an address, None if it cannot."""
+    host, port = split(address)
+    family = socket.AF_INET6 if needs_ipv6(address) else socket.AF_INET
+    try:
+        target = socket.getaddrinfo(host, int(port), family, socket.SOCK_STREAM)[0][4]
+        probe = socket.socket(family, socket.SOCK_STREAM)
+    except OSError:
+        return None
+    probe.setblocking(False)
+    if probe.connect_ex(target) in {0, errno.EINPROGRESS}:
+        return probe
+    probe.close()
+    return None
 
 
 def _resolved(address: str, host: str) -> str:

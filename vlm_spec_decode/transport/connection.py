@@ -37,6 +37,9 @@ NO_ROOM_CODE = 500
 """ZAP status with which a cloud's authenticator refuses a client for lack of file descriptors."""
 
 
+LEAVE_MS = 200
+"""How long what was sent to a cloud that is left may take to go out."""
+
 _READABLE = int(zmq.POLLIN)
 _PIPE_BYTES = 4096
 
@@ -125,13 +128,15 @@ class Connection:
         self._routing_id = b"\x01" + os.urandom(12)
         self._unread: deque[bytes] = deque()
         self._spare: _MonitoredSocket | None = None
+        self._next: _MonitoredSocket | None = None
+        self._next_address = ""
         self._current = self._connect(watched=watched)
 
     def sockets(self) -> list[zmq.Socket[bytes]]:
         """Return the sockets to poll before `receive`; they are valid until `has_changed` is set."""
         self.has_changed = False
         found: list[zmq.Socket[bytes]] = [self._current.socket]
-        for monitored in (self._current, self._spare):
+        for monitored in (self._current, self._spare, self._next):
             if monitored is not None and monitored.monitor_socket is not None:
                 found.append(monitored.monitor_socket)
         return found
@@ -167,9 +172,44 @@ class Connection:
         was_connected, self._was_connected = self._was_connected, False
         return was_connected
 
+    def prepare(self, address: str) -> None:
+        """Start a connection to another cloud; the present one is in use until `enter_prepared`."""
+        self.cancel_preparation()
+        self._next_address = address
+        self._next = self._connect(watched=True, address=address)
+        self.has_changed = True
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether the connection of `prepare` has done its handshake."""
+        if self._next is not None:
+            for event, _ in self._next.events():
+                self._next.is_up = event == zmq.EVENT_HANDSHAKE_SUCCEEDED
+        return self._next is not None and self._next.is_up
+
+    def enter_prepared(self) -> None:
+        """Use the connection of `prepare` from now on; what was sent on the present one still goes out."""
+        assert self._next is not None
+        self.cancel_renewal()
+        self._address, self._ipv6 = self._next_address, addresses.needs_ipv6(self._next_address)
+        self._current.close(LEAVE_MS)
+        self._current, self._next = self._next, None
+        if not self._is_watched:
+            self._current.stop_monitoring()
+        self._unread.clear()
+        self._was_connected, self.has_changed = False, True
+
+    def cancel_preparation(self) -> None:
+        """Close the connection of `prepare` if there is one."""
+        if self._next is not None:
+            self._next.close()
+            self.has_changed = True
+        self._next = None
+
     def switch_to(self, address: str) -> None:
         """Disconnect, and connect to another cloud."""
         self.cancel_renewal()
+        self.cancel_preparation()
         self._address, self._ipv6 = address, addresses.needs_ipv6(address)
         self._current.close()
         self._current = self._connect(watched=self._is_watched)
@@ -178,6 +218,7 @@ class Connection:
     def close(self, linger_ms: int) -> None:
         """Free the sockets once all messages are sent, or after `linger_ms`."""
         self.cancel_renewal()
+        self.cancel_preparation()
         self._current.close(linger_ms)
 
     def _process_events(self) -> None:
@@ -228,7 +269,8 @@ class Connection:
     def _read(monitored: _MonitoredSocket) -> bytes:
         return b"".join(monitored.socket.recv_multipart())
 
-    def _connect(self, *, watched: bool) -> _MonitoredSocket:
+    def _connect(self, *, watched: bool, address: str = "") -> _MonitoredSocket:
+        address = address or self._address
         socket: zmq.Socket[bytes] = self._context.socket(zmq.DEALER)
         socket.setsockopt(zmq.IDENTITY, self._routing_id)
         socket.setsockopt(zmq.LINGER, 0)
@@ -238,13 +280,14 @@ class Connection:
         socket.setsockopt(zmq.RECONNECT_IVL_MAX, 2000)
         socket.setsockopt(zmq.HANDSHAKE_IVL, HANDSHAKE_MS)
         detect_dead_peers(socket)
-        socket.setsockopt(zmq.IPV6, self._ipv6)
+        is_present = address == self._address
+        socket.setsockopt(zmq.IPV6, self._ipv6 if is_present else addresses.needs_ipv6(address))
         if self._keys:
             socket.curve_publickey = self._keys.public
             socket.curve_secretkey = self._keys.secret
             socket.curve_serverkey = self._keys.cloud_public
         monitor_socket = socket.get_monitor_socket(_WATCHED) if watched else None
-        socket.connect(self._address)
+        socket.connect(address)
         return _MonitoredSocket(socket, monitor_socket)
 
 

@@ -124,6 +124,30 @@ class DealerLink:
             self.address = self.addresses[index]
             self._connection.switch_to(self.address)
 
+    def prepare(self, index: int) -> None:
+        """Start a connection to the cloud at `addresses[index]` beside the one in use.
+
+        Only from the link's thread, as the next three.
+        """
+        if self._connection:
+            self._connection.prepare(self.addresses[index])
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether that connection is ready to be used."""
+        return self._connection is not None and self._connection.is_prepared
+
+    def enter_prepared(self, index: int) -> None:
+        """Use that connection, to the cloud at `addresses[index]`, and leave the other one."""
+        if self._connection:
+            self.address = self.addresses[index]
+            self._connection.enter_prepared()
+
+    def cancel_preparation(self) -> None:
+        """Close that connection if there is one."""
+        if self._connection:
+            self._connection.cancel_preparation()
+
     def renew(self) -> None:
         """Start a second connection (see `Connection`). Only from the link's thread."""
         if self._connection:

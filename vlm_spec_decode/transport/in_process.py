@@ -37,6 +37,10 @@ class ServerLink(Protocol):
         """End a `poll` early. May be called from one other thread."""
         ...
 
+    def announce_drain(self) -> None:
+        """Tell whoever chooses between servers that this one begins no new answers."""
+        ...
+
     def close(self) -> None:
         """Free everything. `serve` calls it once."""
         ...
@@ -109,6 +113,9 @@ class InProcessLink:
             self._in.put_nowait(None)
         except Full:
             return  # `poll` has messages and does not wait.
+
+    def announce_drain(self) -> None:
+        """Do nothing: the router of the replicas decides that itself."""
 
     def close(self) -> None:
         """Do nothing: there is nothing to free."""

@@ -5,7 +5,8 @@ Moves bytes between peers and the owner of the socket's thread, independent of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterable, Iterator
 
 import zmq
 
@@ -31,9 +32,18 @@ from vlm_spec_decode.transport.connection import (
 )
 from vlm_spec_decode.transport.keys import CloudKeys
 
+_FIRST = zmq.NOBLOCK | zmq.SNDMORE
+
+BURST = 256
+"""Messages that are taken at once, at most, before whoever serves does something else."""
+
 
 class RouterLink:
-    """Owned by the thread that calls `poll`; only `wake` may be called from elsewhere."""
+    """Owned by the thread that calls `poll`; only `wake` may be called from elsewhere.
+
+    With `shares_port` other processes of the same user may listen at the same address, too: the kernel gives
+    every new connection to one of them.
+    """
 
     def __init__(
         self,
@@ -41,6 +51,8 @@ class RouterLink:
         keys: CloudKeys | None,
         limits: KeyLimits | None = None,
         clock: Clock | None = None,
+        *,
+        shares_port: bool = False,
     ) -> None:
         endpoint, is_v6 = addresses.to_bind(bind)
         if keys is None:
@@ -56,13 +68,14 @@ class RouterLink:
         self._authenticator.start()
         self._socket = self._make_socket(keys)
         self._waker = Waker()
-        self._poller = zmq.Poller()
-        self._poller.register(self._socket, zmq.POLLIN)
-        self._poller.register(self._waker.fileno(), zmq.POLLIN)
+        self.watch(())
         try:
             self._socket.setsockopt(zmq.IPV6, is_v6)
+            if shares_port:
+                endpoint, listener = addresses.shared_listener(endpoint)
+                self._socket.setsockopt(zmq.USE_FD, listener)
             self._socket.bind(endpoint)
-        except zmq.ZMQError as error:
+        except OSError as error:
             self.close()
             raise CloudError(f"cannot listen on {bind}: {error.strerror}") from error
         self._authenticator.warn_if_few_descriptors()
@@ -70,23 +83,59 @@ class RouterLink:
 
     def poll(self, timeout_s: float) -> Iterator[tuple[bytes, bytes]]:
         """Yield (peer, bytes) of each message received, after waiting at most `timeout_s` or until `wake`."""
-        ready = [source for source, _ in self._poller.poll(round(1000 * timeout_s))]
+        self.wait(timeout_s)
+        for peer, _, data in self.receive():
+            yield peer, data
+
+    def wait(self, timeout_s: float) -> None:
+        """Return when there are messages, here or at a socket of `watch`, after `timeout_s`, or at `wake`."""
+        ready = dict(self._poller.poll(round(1000 * timeout_s)))
         if self._waker.fileno() in ready:
             self._waker.clear()
-        burst = 256 if self._socket in ready else 0
+
+    def watch(self, more: Iterable[zmq.Socket[bytes]]) -> None:
+        """Let `wait` return for messages of these sockets, too, in place of those of an earlier call."""
+        self._poller = zmq.Poller()
+        for source in (self._socket, self._waker.fileno(), *more):
+            self._poller.register(source, zmq.POLLIN)
+
+    def receive(self) -> Iterator[tuple[bytes, str, bytes]]:
+        """Yield (peer, key of its connection, bytes) of the messages that are here and may pass.
+
+        It takes at most `BURST`.
+        """
+        receive, admits = self._socket.recv, self.access.admits
+        burst = BURST
         while burst and has_message(self._socket):
             burst -= 1
-            peer, *parts = self._socket.recv_multipart(copy=False)
-            data = b"".join(part.bytes for part in parts)
-            if self.access.admits(_key_of(parts), peer.bytes, len(data)):
-                yield peer.bytes, data
+            peer = receive()
+            frame = receive(copy=False)
+            key, data = _key_of(frame), frame.bytes
+            while frame.more:
+                frame = receive(copy=False)
+                data += frame.bytes
+            if admits(key, peer, len(data)):
+                yield peer, key, data
 
     def send(self, peer: bytes, data: bytes) -> None:
         """Send one message without waiting; if the peer is gone or does not read, count it as unroutable."""
         try:
-            self._socket.send_multipart([peer, data], zmq.NOBLOCK)
+            self._socket.send(peer, _FIRST)
+            self._socket.send(data, zmq.NOBLOCK)
         except zmq.ZMQError:
             self.unroutable += 1
+
+    def announce_drain(self) -> None:
+        """Do nothing: each robot is told when it begins an answer."""
+
+    def stop_listening(self) -> None:
+        """Take no more connections, and close those that there are once what was sent is on its way."""
+        self._socket.unbind(self.address)
+
+    @property
+    def dropped(self) -> Counter[str]:
+        """Counts of refused messages and connections, by reason."""
+        return self.access.dropped
 
     def owner_of(self, peer: bytes) -> bytes:
         """Return whose robot a peer is: its key, or itself where there are none."""
@@ -120,9 +169,9 @@ class RouterLink:
         return socket
 
 
-def _key_of(parts: list[zmq.Frame]) -> str:
-    """Return the public key of the connection that delivered a message; without CURVE the same for all."""
+def _key_of(frame: zmq.Frame) -> str:
+    """Return the public key of the connection that delivered a frame; without CURVE the same for all."""
     try:
-        return str(parts[0].get("User-Id")) if parts else ""
+        return str(frame.get("User-Id"))
     except zmq.ZMQError:
         return ""

@@ -144,7 +144,9 @@ class ReplicatedServer(Server):
         if not self.router.is_draining:
             return
         now_s = self._clock.now()
-        self._end_s = now_s + DRAIN_S if self._end_s is None else self._end_s
+        if self._end_s is None:
+            self._end_s = now_s + DRAIN_S
+            self._link.announce_drain()
         if self.gauges().sessions:
             self._busy_s = now_s
         # A replica reports how many sessions it has twice a second.

@@ -55,7 +55,18 @@ from vlm_spec_decode_msgs import msg
 from vlm_spec_decode_msgs.srv import Approve
 
 OF_ENGINE = (
-    *("cloud", "keys", "draft", "strategy", "rule", "objective", "temperature", "seed", "max_tokens"),
+    *(
+        "cloud",
+        "cloud_choice",
+        "keys",
+        "draft",
+        "strategy",
+        "rule",
+        "objective",
+        "temperature",
+        "seed",
+        "max_tokens",
+    ),
     *(
         "draft_length",
         "draft_budget",
