@@ -33,7 +33,7 @@ USUAL_ANSWER, USUAL_NODE = 0.03, 0.01
 """Of a pass: what an answer and a node add to it, before that has been measured."""
 
 TRUST, FAR_ANSWERS, FAR_NODES = 0.5, 8.0, 20.0
-"""The usual figures count as so many passes with so many answers more, and so many nodes."""
+"""The usual figures count as so many passes of each kind: plain, of more answers, and of more nodes."""
 
 LEAST_URGENCY = 0.2
 """Of an answer with time to spare: its time is worth something all the same."""
@@ -120,9 +120,9 @@ class PassTimes:
         return self.base_s + self.answer_s * max(0, answers - 1) + self.node_s * nodes
 
     def _fit(self) -> None:
-        """Solve the normal equations of T = b + a x + s y, with two usual passes added to the measured ones."""
+        """Solve the normal equations of T = b + a x + s y, with three usual passes added to the measured ones."""
         n, x, y, xx, xy, yy, t, xt, yt = self._sums
-        for far_x, far_y in ((FAR_ANSWERS, 0.0), (0.0, FAR_NODES)):
+        for far_x, far_y in ((0.0, 0.0), (FAR_ANSWERS, 0.0), (0.0, FAR_NODES)):
             usual_s = self.base_s * (1 + USUAL_ANSWER * far_x + USUAL_NODE * far_y)
             n, x, y = n + TRUST, x + TRUST * far_x, y + TRUST * far_y
             xx, yy = xx + TRUST * far_x**2, yy + TRUST * far_y**2
