@@ -89,15 +89,15 @@ def exchanged(pair: Pair) -> set[int]:
 
 def test_a_newer_robot_gets_its_answer_from_an_older_cloud() -> None:
     pair = OldPair()
-    assert exchanged(pair) == {1, 2, 3}, "a Hello each in versions 3 and 2, the rest in version 1"
+    assert exchanged(pair) == {1, 2, 3, 4}, "a Hello each in versions 4 to 2, the rest in version 1"
     assert pair.sequence.tokens == own_answer(pair.params)
     assert pair.edge.image_limits == UNKNOWN_LIMITS
     assert not pair.edge.dropped["welcome"]
 
 
-def test_two_ends_of_today_speak_version_3_alone() -> None:
+def test_two_ends_of_today_speak_version_4_alone() -> None:
     pair = Pair()
-    assert exchanged(pair) == {3}
+    assert exchanged(pair) == {4}
     assert pair.sequence.tokens == own_answer(pair.params)
 
 
@@ -128,7 +128,7 @@ def test_a_version_of_the_future_is_refused_in_version_1_which_everybody_underst
     cloud.receive(PEER, b"\x09" + codec.encode(HELLO)[1:], 0.0)
     ((_, data),) = cloud.outbox
     assert data[0] == 1
-    assert codec.decode(data) == wire.Refused(0, 0, "version", "protocol version 9; this is version 3")
+    assert codec.decode(data) == wire.Refused(0, 0, "version", "protocol version 9; this is version 4")
 
 
 def refused(version: int = 1) -> bytes:
@@ -173,7 +173,7 @@ def test_a_cloud_that_refuses_every_version_ends_the_handshake_by_name() -> None
     error = edge.events[-1]
     assert isinstance(error, CloudRefused)
     assert "protocol version" in str(error)
-    assert {data[0] for data in edge.outbox} == {1, 2, 3}
+    assert {data[0] for data in edge.outbox} == {1, 2, 3, 4}
     edge.outbox.clear()
     edge.connect(now_s)
     assert edge.outbox[0][0] == 3, "another attempt begins with the newest version"

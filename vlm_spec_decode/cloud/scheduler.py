@@ -2,14 +2,15 @@
 
 Uses requests and limits, no messages. A pass takes the answers that are ready (continuous batching): an
 answer joins at the next pass and leaves when it is done. Those come first that have little time to spare: an
-answer is due at its deadline, one without a deadline when its edge's patience is over. One that will be late
-whatever is done is due as if it had none, and waits behind those that can be in time, but for a share of each
-pass that is kept for those who have waited longest: so nobody starves (`Scheduler._in_turn`). Before its pass
-is planned each answer is told what the GPU's time costs it now (`decoding.price`).
+answer is due at its deadline, one without a deadline when its edge's patience is over. A pass takes no more
+than can all be in time; one that will be late whatever is done waits behind them, but for a share of each pass
+that is kept for those who have waited longest: so nobody starves (`Scheduler._in_turn`). Before its pass is
+planned each answer is told what the GPU's time costs it now (`decoding.price`).
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from collections.abc import Sequence as Seq
 from dataclasses import dataclass, field
@@ -30,7 +31,7 @@ GROW_AFTER = 64
 """Passes without lack of memory after which a reduced batch may grow again."""
 
 KEPT_PLACES = 8
-"""One in so many places of a pass is for who has waited longest, of those that are not the first due."""
+"""One in so many places of a pass is for who has waited longest, of those whose turn it is not."""
 
 USUAL_TOKENS, USUAL_PASSES = 24.0, 6.0
 """Length of an answer and the passes that it takes, before one has ended."""
@@ -52,8 +53,16 @@ class AnswerWork:
 
     def left_s(self, committed: int, pass_s: float) -> float:
         """Return the seconds that an answer with so many tokens needs, if it never waits for others."""
-        passes = max(1.0, (self.tokens.value - committed) / self.pass_tokens.value)
+        passes = self._passes(committed)
         return passes * pass_s + (passes - 1) * self.gap_s.value
+
+    def longest_pass_s(self, committed: int, left_s: float) -> float:
+        """Return how long passes may take so that it is done within `left_s`: the inverse of `left_s`."""
+        passes = self._passes(committed)
+        return (left_s - (passes - 1) * self.gap_s.value) / passes
+
+    def _passes(self, committed: int) -> float:
+        return max(1.0, (self.tokens.value - committed) / self.pass_tokens.value)
 
 
 @dataclass(slots=True)
@@ -67,6 +76,7 @@ class Scheduler:
     times: PassTimes = field(default_factory=PassTimes)
     work: dict[str, AnswerWork] = field(default_factory=dict)
     _pass_s: float = 0.0
+    _nodes: float = 0.0
     _passes_since_oom: int = 0
 
     def __post_init__(self) -> None:
@@ -150,19 +160,38 @@ class Scheduler:
     # Turns and prices -----------------------------------------------------------------------------
 
     def _in_turn(self, ready: Seq[ServerRequest], now_s: float) -> list[ServerRequest]:
-        """Return the answers in the order in which a pass takes them.
+        """Return the answers in the order in which the next pass takes them; some may be left out of it.
 
-        Earliest due first; but if not all find a place, one in `KEPT_PLACES` goes to who has waited longest.
-        So of n answers none waits for more than n * KEPT_PLACES / batch passes, whatever the deadlines.
+        Those that can be in time come first, earliest due first, and as many of them as can still be in time
+        in one pass: each makes it longer for all. Beside them the late ones have a few places, who has waited
+        longest first, and so has who waits for a full pass. An answer that has waited for as long as its edge
+        has patience, or that has no deadline, is taken in its turn. So none waits for ever.
         """
-        due = sorted(ready, key=lambda each: self._due_s(each, now_s))
-        if len(due) <= self.batch:
-            return due
-        kept = max(1, self.batch // KEPT_PLACES)
-        first = due[: self.batch - kept]
-        rest = sorted(due[self.batch - kept :], key=lambda each: each.ready_s or 0.0)
-        # What is kept comes first, so that it is not the place that a lack of memory takes.
-        return rest[:kept] + first + rest[kept:]
+        timely, late = self._split(sorted(ready, key=lambda each: self._due_s(each, now_s)), now_s)
+        kept = self.batch // KEPT_PLACES
+        if len(timely) > self.batch:
+            first, rest = timely[: self.batch - kept], timely[self.batch - kept :]
+            return [*sorted(rest, key=_waits_since_s)[:kept], *first]
+        late.sort(key=_waits_since_s)
+        return [*late[:kept], *timely] if timely else late
+
+    def _split(
+        self, due: Seq[ServerRequest], now_s: float
+    ) -> tuple[list[ServerRequest], list[ServerRequest]]:
+        """Return those that the next pass can bring on in time, and the others."""
+        timely, late, longest_s = list[ServerRequest](), list[ServerRequest](), math.inf
+        for request in due:
+            deadline_s = request.deadline_s
+            if deadline_s is None or now_s >= request.due_s:
+                timely.append(request)
+                continue
+            limit_s = min(longest_s, self._work_of(request).longest_pass_s(_committed(request), deadline_s - now_s))
+            if self._expected_pass_s(len(timely) + 1) <= limit_s:
+                timely.append(request)
+                longest_s = limit_s
+            else:
+                late.append(request)
+        return timely, late
 
     def _due_s(self, request: ServerRequest, now_s: float) -> float:
         """Return when an answer is due: at its deadline as long as that can be met."""
@@ -170,10 +199,13 @@ class Scheduler:
         can_be_met = deadline_s is not None and deadline_s - now_s >= self._left_s(request)
         return deadline_s if deadline_s is not None and can_be_met else request.due_s
 
+    def _expected_pass_s(self, answers: int) -> float:
+        """Return what a pass of so many answers takes, with as many nodes in each as there usually are."""
+        return self.times.seconds(answers, round(self._nodes * answers))
+
     def _left_s(self, request: ServerRequest) -> float:
         """Return how long an answer still takes if it is in every pass that it is ready for."""
-        committed = len(request.session.sequence) if request.session else 0
-        return self._work_of(request).left_s(committed, self._pass_s)
+        return self._work_of(request).left_s(_committed(request), self._expected_pass_s(1))
 
     def _prices(self, ready: Seq[ServerRequest], now_s: float) -> dict[int, Price]:
         """Return what the GPU's time costs each of the answers that are ready for it, by `id`."""
@@ -201,7 +233,9 @@ class Scheduler:
         plans = [result.plan for result in done.results if result.plan]
         self._pass_s += 0.3 * (done.pass_s - self._pass_s) if self._pass_s else done.pass_s
         if len(plans) == len(done.jobs) and all(job.request.is_cached for job in done.jobs):
-            self.times.learn(len(plans), sum(len(plan.nodes.tokens) for plan in plans), done.pass_s)
+            nodes = sum(len(plan.nodes.tokens) for plan in plans)
+            self.times.learn(len(plans), nodes, done.pass_s)
+            self._nodes += 0.1 * (nodes / len(plans) - self._nodes)
         for job, result in zip(done.jobs, done.results, strict=True):
             session = job.request.session
             if session is None or result.plan is None:
@@ -238,3 +272,11 @@ class Scheduler:
     def _evict(self, request: ServerRequest) -> None:
         request.forget()
         self.stats.evictions += 1
+
+
+def _committed(request: ServerRequest) -> int:
+    return len(request.session.sequence) if request.session else 0
+
+
+def _waits_since_s(request: ServerRequest) -> float:
+    return request.ready_s or 0.0
