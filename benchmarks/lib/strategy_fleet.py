@@ -19,12 +19,24 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any
 
+import numpy as np
+
+from vlm_spec_decode.bench.synthetic import PairSpec, SyntheticFamily
+from vlm_spec_decode.cloud.config import ServerLimits
 from vlm_spec_decode.cloud.requests import BatchResult, Jobs, ServerJob
 from vlm_spec_decode.cloud.server import BatchRunner
 from vlm_spec_decode.core.ports import Model, Verifier
-from vlm_spec_decode.core.profiles import HardwareProfile
+from vlm_spec_decode.core.profiles import HardwareProfile, LinkProfile
 from vlm_spec_decode.core.trace import NO_TRACER, Tracer
-from vlm_spec_decode.core.types import AnswerRequest, EarlyExitVerdict, Event, Hint, Observation, SamplingParams
+from vlm_spec_decode.core.types import (
+    AnswerRequest,
+    EarlyExitVerdict,
+    Event,
+    Hint,
+    Observation,
+    SamplingParams,
+    Tokens,
+)
 from vlm_spec_decode.decoding.sequence import Sequence
 from vlm_spec_decode.models.paced import paced_draft
 from vlm_spec_decode.protocol import codec
@@ -32,6 +44,7 @@ from vlm_spec_decode.protocol import messages as wire
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.estimators import DraftRecord
 from vlm_spec_decode.strategies.registry import strategy
+from vlm_spec_decode.transport.emulation import emulated_directions
 
 from .fleet import BatchCost, Fleet
 
@@ -61,6 +74,8 @@ class Asked:
     due_s: float
     deadline_s: float
     ended_s: float | None = None
+    frame_id: str = ""
+    tokens: Tokens = ()
 
     @property
     def is_in_time(self) -> bool:
@@ -116,7 +131,9 @@ class StrategyRobot(Verifier):
     def start(self, now_s: float) -> None:
         """Say Hello and begin to wait for the first question."""
         card = self.draft.card
-        self._outbox.append(wire.Hello("", card.tokenizer_digest, card.prompt_digest, "grammar", card.vocab_size))
+        self._outbox.append(
+            wire.Hello("", card.tokenizer_digest, card.prompt_digest, "grammar", card.vocab_size)
+        )
         self._thread.start()
         self._resume(now_s)
 
@@ -212,14 +229,16 @@ class StrategyRobot(Verifier):
                 left_s = due_s + self.deadline_s - self.now_s
                 self.asked.append(Asked(due_s, self.deadline_s))
                 if left_s > 0:
-                    self._decode(model, left_s, record)
-                    self.asked[-1] = replace(self.asked[-1], ended_s=self.now_s)
+                    frame_id, tokens = self._decode(model, left_s, record)
+                    self.asked[-1] = replace(
+                        self.asked[-1], ended_s=self.now_s, frame_id=frame_id, tokens=tokens
+                    )
         except _Ended:
             return
         self._is_waiting = True
         self._turn_ended.release()
 
-    def _decode(self, model: Model, left_s: float, record: DraftRecord) -> None:
+    def _decode(self, model: Model, left_s: float, record: DraftRecord) -> tuple[str, Tokens]:
         self._answer += 1
         self._inbox.clear()
         chosen = strategy(self.strategy)
@@ -238,10 +257,12 @@ class StrategyRobot(Verifier):
             record=record,
         )
         context = model.open(observation)
-        for _ in chosen.decode(Sequence(), context, self, self, config):
+        sequence = Sequence()
+        for _ in chosen.decode(sequence, context, self, self, config):
             pass
         context.close()
         self.close()
+        return observation.frame_id, sequence.tokens
 
 
 @dataclass(slots=True)
@@ -258,6 +279,11 @@ class StrategyFleet(Fleet):
         super(StrategyFleet, self).__post_init__()
         self._runner = BatchRunner(self.target, None, self.clock, lambda *early: self._early.append(early))
 
+    def connect(self, robot: StrategyRobot, link: LinkProfile, seed: int) -> None:
+        """Give a robot a link of its own; no message is lost on it."""
+        self._links[robot.name] = emulated_directions(replace(link, loss=0.0), seed)
+        self._schedule(0.0, partial(self._start, robot))
+
     def serve(self, until_s: float) -> None:
         """Run until it is `until_s`, then end all robots."""
         self.run_on(until_s, float("inf"))
@@ -265,8 +291,13 @@ class StrategyFleet(Fleet):
             robot.stop()
 
     @property
+    def asked(self) -> list[Asked]:
+        """What was asked of all robots."""
+        return [asked for robot in self.robots for asked in robot.asked]
+
+    @property
     def answered(self) -> int:
-        """Nobody counts here."""
+        """Nothing ends the run but its time."""
         return 0
 
     def _start(self, robot: Any) -> None:
@@ -325,3 +356,50 @@ class StrategyFleet(Fleet):
             name, data = self.protocol.outbox.popleft()
             arrival_s = self._links[name][1].arrival(len(data), now_s)
             self._schedule(arrival_s, partial(self._deliver, self._by_name[name], data))
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """One cell: robots that are asked every `think_s` on average, during `seconds` of virtual time.
+
+    Robot i has the i-th deadline and the i-th link, in turns.
+    """
+
+    robots: int
+    hardware: HardwareProfile
+    links: tuple[LinkProfile, ...]
+    deadlines_s: tuple[float, ...]
+    seconds: float
+    think_s: float = 10.0
+    max_tokens: int = 24
+    acceptance: float = 0.9
+
+
+def ask(name: str, load: Load) -> StrategyFleet:
+    """Return a fleet that has been asked everything under the strategy `name`; all are asked the same."""
+    draft, target = SyntheticFamily.pair(PairSpec(acceptance=load.acceptance))
+    robots = []
+    for index in range(load.robots):
+        rng = np.random.default_rng([load.robots, index])
+        deadline_s = load.deadlines_s[index % len(load.deadlines_s)]
+        link = load.links[index % len(load.links)]
+        # A Poisson process; what could not end within the run is not asked.
+        count = rng.poisson((load.seconds - deadline_s) / load.think_s)
+        times_s = np.sort(rng.uniform(0, load.seconds - deadline_s, count))
+        robot = StrategyRobot(
+            name=b"%d" % index,
+            strategy=name,
+            draft=draft,
+            hardware=load.hardware,
+            times_s=[float(time_s) for time_s in times_s],
+            deadline_s=deadline_s,
+            params=SamplingParams(max_tokens=load.max_tokens),
+            uplink_bps=min(1e9, link.up_mbps * 1e6),
+        )
+        robots.append(robot)
+    limits = ServerLimits(sessions=2048, peers=4096, idle_s=1e9, evict_after_s=1e9)
+    fleet = StrategyFleet(target, robots, SharedPassCost(load.hardware), load.links[0], limits=limits)
+    for index, robot in enumerate(robots):
+        fleet.connect(robot, load.links[index % len(load.links)], index)
+    fleet.serve(load.seconds)
+    return fleet

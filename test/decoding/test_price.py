@@ -73,7 +73,9 @@ def test_passes_are_learned_as_they_are(answer: float, node: float) -> None:
 
 
 @given(st.lists(st.tuples(st.integers(1, 32), st.integers(0, 500), SECONDS), min_size=1, max_size=60))
-def test_no_history_makes_rows_free_of_charge_or_passes_of_no_time(passes: list[tuple[int, int, float]]) -> None:
+def test_no_history_makes_rows_free_of_charge_or_passes_of_no_time(
+    passes: list[tuple[int, int, float]],
+) -> None:
     times = PassTimes()
     assert times.seconds(5, 5) == 0.0
     for each in passes:

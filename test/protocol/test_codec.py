@@ -161,7 +161,9 @@ GOLDEN_4 = {
         "049b0903000cc404010009000502c2cd2198c0ccff",
     ),
     "open": (
-        codec.open_message(replace(REQUEST, deadline_s=3.0), PACKER, 2, REQUEST.committed, draft=REQUEST.draft),
+        codec.open_message(
+            replace(REQUEST, deadline_s=3.0), PACKER, 2, REQUEST.committed, draft=REQUEST.draft
+        ),
         "04dc001c" + GOLDEN_3["open"][1][8:] + "cd0bb8",
     ),
 }

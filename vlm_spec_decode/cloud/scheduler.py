@@ -77,6 +77,8 @@ class Scheduler:
     work: dict[str, AnswerWork] = field(default_factory=dict)
     _pass_s: float = 0.0
     _nodes: float = 0.0
+    _slower: RunningMean = field(default_factory=lambda: RunningMean(1.0, rate=0.1, trust=4))
+    """Passes take so many times as long as by their answers and nodes: prompts and own drafts do that."""
     _passes_since_oom: int = 0
 
     def __post_init__(self) -> None:
@@ -185,7 +187,9 @@ class Scheduler:
             if deadline_s is None or now_s >= request.due_s:
                 timely.append(request)
                 continue
-            limit_s = min(longest_s, self._work_of(request).longest_pass_s(_committed(request), deadline_s - now_s))
+            limit_s = min(
+                longest_s, self._work_of(request).longest_pass_s(_committed(request), deadline_s - now_s)
+            )
             if self._expected_pass_s(len(timely) + 1) <= limit_s:
                 timely.append(request)
                 longest_s = limit_s
@@ -200,8 +204,8 @@ class Scheduler:
         return deadline_s if deadline_s is not None and can_be_met else request.due_s
 
     def _expected_pass_s(self, answers: int) -> float:
-        """Return what a pass of so many answers takes, with as many nodes in each as there usually are."""
-        return self.times.seconds(answers, round(self._nodes * answers))
+        """Return what a pass of so many answers takes, with as many nodes and prompts as usual."""
+        return self._slower.value * self.times.seconds(answers, round(self._nodes * answers))
 
     def _left_s(self, request: ServerRequest) -> float:
         """Return how long an answer still takes if it is in every pass that it is ready for."""
@@ -236,6 +240,9 @@ class Scheduler:
             nodes = sum(len(plan.nodes.tokens) for plan in plans)
             self.times.learn(len(plans), nodes, done.pass_s)
             self._nodes += 0.1 * (nodes / len(plans) - self._nodes)
+        told_s = self.times.seconds(len(done.jobs), sum(len(plan.nodes.tokens) for plan in plans))
+        if told_s:
+            self._slower.learn(max(1.0, done.pass_s / told_s))
         for job, result in zip(done.jobs, done.results, strict=True):
             session = job.request.session
             if session is None or result.plan is None:

@@ -120,7 +120,7 @@ class PassTimes:
         return self.base_s + self.answer_s * max(0, answers - 1) + self.node_s * nodes
 
     def _fit(self) -> None:
-        """Solve the normal equations of T = b + a x + s y, with three usual passes added to the measured ones."""
+        """Solve the normal equations of T = b + a x + s y, three usual passes added to the measured ones."""
         n, x, y, xx, xy, yy, t, xt, yt = self._sums
         for far_x, far_y in ((0.0, 0.0), (FAR_ANSWERS, 0.0), (0.0, FAR_NODES)):
             usual_s = self.base_s * (1 + USUAL_ANSWER * far_x + USUAL_NODE * far_y)

@@ -157,7 +157,7 @@ def _learned(mean: RunningMean, observed: float) -> RunningMean:
 MAX_VERIFIED_NODES = 64
 
 MOST_HELD_UP = 8.0
-"""Others who wait for the GPU, from which on exits are not asked for: each takes a part of a pass from all."""
+"""With more others who wait for the GPU no exits are asked for: each takes a part of a pass from all."""
 
 FIRST_ANSWER_S, FAR = 0.05, 1.5
 """How soon an edge is taken to answer before it has; an answer so many passes later is too late for exits."""
