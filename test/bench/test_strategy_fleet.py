@@ -1,4 +1,4 @@
-"""Many robots with real strategies on one real scheduler: the same tokens under any load, and nobody starves."""
+"""Many robots with real strategies on one real scheduler: the same tokens under any load, fewer GPU seconds."""
 
 from __future__ import annotations
 

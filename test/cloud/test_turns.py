@@ -29,7 +29,7 @@ class Noting(CloudPolicy):
     def priced(self, price: Price) -> None:
         self.prices.append(price)
 
-    def next_pass(self, tree: SpeculationTree) -> Tokens:  # noqa: ARG002
+    def next_pass(self, tree: SpeculationTree) -> Tokens:
         return ()
 
 

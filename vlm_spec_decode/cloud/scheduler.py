@@ -3,9 +3,9 @@
 Uses requests and limits, no messages. A pass takes the answers that are ready (continuous batching): an
 answer joins at the next pass and leaves when it is done. Those come first that have little time to spare: an
 answer is due at its deadline, one without a deadline when its edge's patience is over. A pass takes no more
-than can all be in time; one that will be late whatever is done waits behind them, but for a share of each pass
-that is kept for those who have waited longest: so nobody starves (`Scheduler._in_turn`). Before its pass is
-planned each answer is told what the GPU's time costs it now (`decoding.price`).
+than can all be in time; one that will be late whatever is done waits behind them, but for a share of each
+pass that is kept for those who have waited longest: so nobody starves (`Scheduler._in_turn`). Before its pass
+is planned each answer is told what the GPU's time costs it now (`decoding.price`).
 """
 
 from __future__ import annotations
