@@ -375,7 +375,7 @@ class Load:
     acceptance: float = 0.9
 
 
-def ask(name: str, load: Load) -> StrategyFleet:
+def ask(name: str, load: Load, kind: type[StrategyFleet] = StrategyFleet) -> StrategyFleet:
     """Return a fleet that has been asked everything under the strategy `name`; all are asked the same."""
     draft, target = SyntheticFamily.pair(PairSpec(acceptance=load.acceptance))
     robots = []
@@ -398,7 +398,7 @@ def ask(name: str, load: Load) -> StrategyFleet:
         )
         robots.append(robot)
     limits = ServerLimits(sessions=2048, peers=4096, idle_s=1e9, evict_after_s=1e9)
-    fleet = StrategyFleet(target, robots, SharedPassCost(load.hardware), load.links[0], limits=limits)
+    fleet = kind(target, robots, SharedPassCost(load.hardware), load.links[0], limits=limits)
     for index, robot in enumerate(robots):
         fleet.connect(robot, load.links[index % len(load.links)], index)
     fleet.serve(load.seconds)
