@@ -151,6 +151,33 @@ spread evenly over them, 99 % of the answers within 3.5 times one robot's alone,
 
 {fleets}
 
+## The price of a loaded GPU
+
+The tables above are a queue of answers of fixed work: they know neither deadlines nor what follows. What an
+answer adds to a pass holds up all who wait for the GPU. So the scheduler tells every session, before each of
+its passes, what a node and a pass cost now, and `hybrid` weighs its decisions by it
+(`vlm_spec_decode/decoding/price.py`). A pass of n answers over N nodes takes T = b + a (n - 1) + s N seconds,
+learned from every pass. Let a second be worth u to an answer, more the less time it has to spare until its
+deadline (u = work left / time left, 0.2 to 1; 1 without a deadline), and k = Σ u_j / u_i over the others that
+are ready. With E tokens in a pass
+
+- a token is worth c = own seconds per token + k a / E;
+- a node is verified, and a token drafted by the cloud's copy, if its probability times c is at least (1 + k)
+  times its seconds; as k grows that is the same threshold s E / a for every robot, expected tokens per GPU
+  second, which is how draft lengths are allotted across robots;
+- a second of waiting for the edge's drafts counts 1 / (1 + k a / T);
+- with more than 8 others no early exits are asked for;
+- the edge is told the threshold with each commit, and drafts and sends nothing below its square.
+
+With nobody else k is 0, and everything is as if there were no price. No token of an answer depends on it.
+
+Passes take the answers with the earliest deadline first (`deadline_s`, an option of the edge), and no more of
+them than can all be in time. What will be late whatever is done has an eighth of a pass, who has waited
+longest first, until its edge's patience is over: then it is taken in its turn. So nobody starves.
+
+`python benchmarks/capacity_deadlines.py` runs the real scheduler, policies and edges of up to 512 robots in
+virtual time, every profile, link and strategy, against deadlines of 3 and 1.5 s; `--quick` a few cells.
+
 The front that carries their messages is one process. What it carries is small (an answer is some 20
 messages of some 50 bytes, and an image once); past what one core can pass on, run several
 fronts at one address (`vsd front`, docs/operations.md).

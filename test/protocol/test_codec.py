@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -144,6 +145,61 @@ def test_golden_bytes_of_version_3(name: str) -> None:
     message, expected = GOLDEN_3[name]
     assert codec.encode(message, 3).hex() == expected
     assert codec.decode(bytes.fromhex(expected)) == codec.decode(codec.encode(message))
+
+
+PRICED = Commit(3, 0, 12, (1, 9), 5, 2, False, 0.0086, floor=math.exp(-20 / 16))
+
+GOLDEN_4 = {
+    **{
+        name: (message, "04" + data[2:])
+        for name, (message, data) in GOLDEN_3.items()
+        if not isinstance(message, m.Open | m.WireCommit)
+    },
+    "commit": (PACKER.commit_to_wire(PRICED), "049b0903000cc404010009000502c2cd2198c014"),
+    "commit of an idle cloud": (
+        PACKER.commit_to_wire(replace(PRICED, floor=0.0)),
+        "049b0903000cc404010009000502c2cd2198c0ccff",
+    ),
+    "open": (
+        codec.open_message(
+            replace(REQUEST, deadline_s=3.0), PACKER, 2, REQUEST.committed, draft=REQUEST.draft
+        ),
+        "04dc001c" + GOLDEN_3["open"][1][8:] + "cd0bb8",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", GOLDEN_4)
+def test_golden_bytes_of_version_4(name: str) -> None:
+    message, expected = GOLDEN_4[name]
+    assert codec.encode(message).hex() == expected
+    assert codec.encode(codec.decode(bytes.fromhex(expected))).hex() == expected
+
+
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_an_older_end_gets_the_messages_of_its_version(version: int) -> None:
+    """Deadline and floor are left out, and what an older end sends has neither."""
+    commit, opened = PACKER.commit_to_wire(PRICED), GOLDEN_4["open"][0]
+    assert codec.encode(commit, version).hex()[2:] == GOLDEN["commit"][1][2:]
+    assert codec.encode(opened, version).hex()[2:] == GOLDEN_3["open"][1][2:]
+    older = codec.decode(codec.encode(commit, version))
+    assert isinstance(older, m.WireCommit)
+    assert PACKER.commit_from_wire(older).floor == 0.0
+
+
+def test_a_floor_and_a_deadline_arrive_as_they_were_sent() -> None:
+    sent = codec.decode(codec.encode(PACKER.commit_to_wire(PRICED)))
+    assert isinstance(sent, m.WireCommit)
+    assert PACKER.commit_from_wire(sent).floor == pytest.approx(PRICED.floor)
+    opened = codec.open_message(replace(REQUEST, deadline_s=3.0), PACKER, 2, (), deadline_s=-1.0)
+    assert opened.deadline_ms == 1, "a deadline that is over is not the same as none"
+    image = REQUEST.observation.image
+    assert codec.answer_request(GOLDEN_4["open"][0], PACKER, image).deadline_s == 3.0  # type: ignore[arg-type]
+    for wrong in (-1, 256):
+        with pytest.raises(ProtocolError):
+            PACKER.commit_from_wire(msgspec.structs.replace(sent, floor=wrong))
+    with pytest.raises(ProtocolError):
+        codec.answer_request(msgspec.structs.replace(opened, deadline_ms=-1), PACKER, image)
 
 
 def test_an_open_carries_its_chat() -> None:

@@ -363,7 +363,9 @@ class ServerProtocol:
         if why := self._admission.lacking_room(message, self.requests, has_memory, self.stats.is_draining):
             self._responses.send_busy(peer, message.answer, message.epoch, why)
         else:
-            self._begin(ServerRequest(peer=peer, message=message, touched_s=now_s, ready_s=now_s))
+            self._begin(
+                ServerRequest(peer=peer, message=message, touched_s=now_s, ready_s=now_s, opened_s=now_s)
+            )
 
     def _end_forgotten(self, peer: bytes, now_s: float) -> None:
         """Make room for one more answer of a robot: end those whose Close was probably lost.

@@ -114,7 +114,7 @@ class ServerRequest:
     `prefill_started`: a job for the prompt was created; `is_cached`: its KV is in memory.
     `ready_s` is since when the target may have work for it, None while it waits for the edge. `stood_at` is
     how much of the image there was when the edge last asked what was missing, `looks` how often it was hashed
-    because it still stood there.
+    because it still stood there. `opened_s` is when the Open came.
     """
 
     peer: bytes
@@ -130,6 +130,7 @@ class ServerRequest:
     closed: bool = False
     ready_s: float | None = None
     ran_s: float = 0.0
+    opened_s: float = 0.0
     nodes: int = 0
     tries: int = 0
     stood_at: int = -1
@@ -167,9 +168,15 @@ class ServerRequest:
 
     @property
     def due_s(self) -> float:
-        """When a pass is due: `ready_s` plus the patience of the edge, within bounds."""
+        """When a pass is due without a deadline: `ready_s` plus the patience of the edge, within bounds."""
         patience_s = self.message.patience_ms / 1000 or MAX_PATIENCE_S
         return (self.ready_s or 0.0) + min(MAX_PATIENCE_S, max(MIN_PATIENCE_S, patience_s))
+
+    @property
+    def deadline_s(self) -> float | None:
+        """When the answer must have come to its end to be of use; None: nobody has said so."""
+        left_ms = self.message.deadline_ms
+        return self.opened_s + left_ms / 1000 if left_ms else None
 
     def append(self, chunk: ImageChunk) -> bool:
         """Append the next bytes; ignore a chunk out of order. Return whether the image is complete."""

@@ -266,7 +266,8 @@ class Commit:
 
     `node` is the deepest accepted node, 0 if none was, from which both ends re-root. `compute_s` is
     the pass's time on the target. `finished` closes the answer. With a `residual` the edge draws the token
-    after `tokens`; the cloud waits for its `Correction`.
+    after `tokens`; the cloud waits for its `Correction`. `floor` is how likely a node must be for the next
+    pass to verify it, as the cloud is loaded now; 0 if it has not said so.
     """
 
     answer: int
@@ -278,6 +279,7 @@ class Commit:
     finished: bool
     compute_s: float = 0.0
     residual: SparseTarget | None = None
+    floor: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +318,7 @@ class AnswerRequest:
     `objective` is one of `OBJECTIVES`: what the cloud may spend on being fast. `draft` comes with the
     question, so that the pass that reads the prompt verifies it. `draft_step_s` is what a draft
     step takes at the edge, in seconds, 0 if that is not known: the cloud weighs its own drafting against it.
+    `deadline_s` is within how many seconds of the question the answer is of use, 0 if nobody has said so.
     """
 
     answer: int
@@ -327,6 +330,7 @@ class AnswerRequest:
     objective: str = "latency"
     draft: DraftMessage | None = None
     draft_step_s: float = 0.0
+    deadline_s: float = 0.0
 
 
 Size: TypeAlias = tuple[int, int]

@@ -17,6 +17,7 @@ from typing import Protocol, TypeAlias
 from vlm_spec_decode.core.ports import Clock, ModelContext, Scores, Tree
 from vlm_spec_decode.core.types import AnswerRequest, Commit, DraftMessage, EarlyExitVerdict, Support, Tokens
 from vlm_spec_decode.decoding.free_drafts import FreeDraft, FreeDrafts
+from vlm_spec_decode.decoding.price import Price
 from vlm_spec_decode.decoding.tree import SpeculationTree, Subtree
 
 
@@ -149,13 +150,15 @@ class CloudPolicy(ABC):
     `wants_exits`: the target's early exits are run and their verdicts sent to the edge. `is_pipeline`: the
     edge drafts on while a pass runs, so under the `rejection` rule it may have drawn the token after a fully
     accepted chain already; that one must be tried, and there is no bonus token. `wake_s` is when `next_pass`
-    wants to be asked again after it has returned None; None: when something new has come.
+    wants to be asked again after it has returned None; None: when something new has come. `floor` is how
+    likely a node must be for the next pass to verify it, for the edge; 0: it need not know.
     """
 
     # The defaults of a policy that verifies what is there; subclasses override them, some for each pass.
     wants_exits: bool = False
     is_pipeline: bool = False
     wake_s: float | None = None
+    floor: float = 0.0
 
     def begin(self, request: AnswerRequest, has_helper: bool) -> None:  # noqa: B027
         """Learn what is asked for. `has_helper`: there is a draft model beside the target.
@@ -172,6 +175,9 @@ class CloudPolicy(ABC):
 
     def expect(self, costs: DraftCosts) -> None:  # noqa: B027
         """Learn what passes, and steps of a draft model beside the target, took before the first answer."""
+
+    def priced(self, price: Price) -> None:  # noqa: B027
+        """Learn what the GPU's time costs now, before `next_pass` is asked; without it nobody else waits."""
 
     def at(self, now_s: float) -> None:  # noqa: B027
         """Learn the time at which `next_pass` is about to be asked."""

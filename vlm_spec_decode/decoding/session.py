@@ -168,6 +168,8 @@ class Session:
         # confirms.
         self.tree.advance(self.sequence.commit(commit))
         self.policy.completed(plan, commit)
+        if self.policy.floor and not finished:
+            commit = replace(commit, floor=self.policy.floor)
         if self.memory and self.sequence.finished:
             self.memory.add(self.request.observation.instruction, self.sequence.tokens)
         return commit

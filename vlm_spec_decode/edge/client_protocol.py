@@ -176,6 +176,7 @@ class ClientProtocol:
             upload=ImageUpload(image, wait_for_credit=known) if image else None,
             patience_ms=round(1000 * self.timing.give_up_s),
             progress_s=now_s,
+            asked_s=now_s,
             traffic=self._traffic,
         )
         if self.state is ClientState.FAILED:
@@ -449,7 +450,7 @@ class ClientProtocol:
             self._end_with(answer, CloudRefused(OLD_CLOUD, detail), now_s)
             return
         answer.progress_s = self._last_ping_s = now_s
-        opening, *messages = answer.open_messages()
+        opening, *messages = answer.open_messages(now_s)
         self._send(opening)
         self._send_chunks()
         self._send(*messages)

@@ -73,6 +73,7 @@ class EngineConfig:
     draft_length: int = 6
     timeout_s: float = 30.0
     objective: str = "latency"
+    deadline_s: float = 0.0
     uplink_bps: float = 1e9
     image_budget_s: float = settings_of(EdgeSettings)["image_budget_s"].default
     free_text: bool = False
@@ -345,6 +346,7 @@ class Engine:
             objective=config.objective,
             draft=draft,
             draft_step_s=self._record.step.base_s,
+            deadline_s=config.deadline_s,
         )
         try:
             self._open_verifier(answer).open(request, answer.tracer)

@@ -174,6 +174,7 @@ def engine_config(settings: EdgeSettings, stop_ids: Tokens) -> EngineConfig:
         draft_length=settings.draft_length,
         timeout_s=settings.answer_timeout_s,
         objective=settings.objective,
+        deadline_s=settings.deadline_s,
         uplink_bps=settings.link.up_mbps * 1e6 if settings.link else 1e9,
         image_budget_s=settings.image_budget_s,
     )

@@ -111,7 +111,7 @@ class RequestState:
     send again, in their order. `patience_ms` is how long the edge waits for a verdict. `is_sent`: its Open
     was sent under the present epoch. `progress_s` is when something new last arrived, `pass_s` how long the
     last pass took. `busy_since_s` is since when clouds have had no room for it, and `retry_s` when to ask
-    again.
+    again. `asked_s` is when it was asked.
     """
 
     request: AnswerRequest
@@ -124,6 +124,7 @@ class RequestState:
     pass_s: float = 0.0
     busy_since_s: float | None = None
     retry_s: float = 0.0
+    asked_s: float = 0.0
     sequence: Sequence = field(init=False)
     tree: SpeculationTree = field(init=False)
     unacknowledged: deque[Hint] = field(default_factory=deque)
@@ -170,14 +171,15 @@ class RequestState:
         self.busy_since_s = now_s if self.busy_since_s is None else self.busy_since_s
         return now_s - self.busy_since_s
 
-    def open_messages(self) -> Iterator[AnyMessage]:
+    def open_messages(self, now_s: float = 0.0) -> Iterator[AnyMessage]:
         """Yield Open, and the messages that no commit has acknowledged."""
         committed, epoch = self.sequence.tokens, self.sequence.epoch
         messages, draft = deque(self._live_messages()), None
         if messages and isinstance(first := messages[0], DraftMessage):
             messages.popleft()
             draft = replace(first, epoch=epoch)
-        yield codec.open_message(self.request, self.packer, epoch, committed, self.patience_ms, draft)
+        left_s = self.asked_s + self.request.deadline_s - now_s
+        yield codec.open_message(self.request, self.packer, epoch, committed, self.patience_ms, draft, left_s)
         self.is_sent = True
         yield from map(self.to_wire, messages)
 

@@ -58,6 +58,9 @@ class EdgeSettings:
         "empty or 0: no limit.",
     )
     objective: str = setting("latency", "What the cloud saves.", one_of=OBJECTIVES)
+    deadline_s: float = setting(
+        0.0, "Time within which an answer is of use, by which a busy cloud orders its work; 0: none.", 0, 600
+    )
     image_budget_s: float = setting(
         0.25, "Longest time that a picture may take on the measured uplink; its size follows.", 0.02, 10.0
     )

@@ -5,6 +5,7 @@ Whatever arrives, decoding returns a message or raises ProtocolError, nothing el
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import msgspec
@@ -33,13 +34,15 @@ from vlm_spec_decode.core.types import (
     Size,
     Tokens,
 )
-from vlm_spec_decode.decoding.tree import chain_parents
+from vlm_spec_decode.decoding.tree import WEIGHT_STEP, chain_parents, quantise
 from vlm_spec_decode.protocol import distributions
 from vlm_spec_decode.protocol.messages import (
+    LOAD_VERSION,
     MAX_SENT_IMAGE_BYTES,
     MAX_WIRE_NODES,
     MAX_WIRE_TOKENS,
     OLDEST_VERSION,
+    UNTOLD,
     VERSION,
     AnyMessage,
     Open,
@@ -60,8 +63,14 @@ _VERSION_BYTES = {version: bytes([version]) for version in range(OLDEST_VERSION,
 
 
 def encode(message: AnyMessage, version: int = VERSION) -> bytes:
-    """Return the bytes of one message. Who reads an earlier version ignores the fields that it lacks."""
-    return _VERSION_BYTES[version] + _ENCODER.encode(message)
+    """Return the bytes of one message. Who reads an earlier version ignores the fields that it lacks.
+
+    What version 4 has added is left out before it: commits are most of what a cloud sends.
+    """
+    body: object = message
+    if version < LOAD_VERSION and isinstance(message, Open | WireCommit):
+        body = (message.__struct_config__.tag, *msgspec.structs.astuple(message)[:-1])
+    return _VERSION_BYTES[version] + _ENCODER.encode(body)
 
 
 def decode(data: bytes) -> AnyMessage:
@@ -170,12 +179,13 @@ class TokenPacker:
             commit.finished,
             round(commit.compute_s * 1e6),
             distributions.pack_residual(commit.residual, self.width) if commit.residual else None,
+            quantise(math.log(commit.floor)) if commit.floor else UNTOLD,
         )
 
     def commit_from_wire(self, message: WireCommit) -> Commit:
         """Return the commit in `message`. Raises ProtocolError."""
-        if message.start < 0 or message.node < 0:
-            raise ProtocolError(f"a commit at {message.start} of node {message.node}")
+        if message.start < 0 or message.node < 0 or not 0 <= message.floor <= UNTOLD:
+            raise ProtocolError(f"a commit at {message.start} of node {message.node}, floor {message.floor}")
         packed = message.residual
         return Commit(
             message.answer,
@@ -187,6 +197,7 @@ class TokenPacker:
             message.finished,
             message.compute_us / 1e6,
             distributions.unpack_residual(packed, self.width, self.vocab_size) if packed else None,
+            math.exp(-WEIGHT_STEP * message.floor) if message.floor < UNTOLD else 0.0,
         )
 
 
@@ -211,8 +222,13 @@ def open_message(
     committed: Tokens,
     patience_ms: int = 0,
     draft: DraftMessage | None = None,
+    deadline_s: float | None = None,
 ) -> Open:
-    """Return the Open of `request` under `epoch`, with the tokens that the edge already has, and a draft."""
+    """Return the Open of `request` under `epoch`, with the tokens that the edge already has, and a draft.
+
+    `deadline_s` is what is left of the request's own, if it is not sent at once.
+    """
+    left_s = request.deadline_s if deadline_s is None else deadline_s
     observation, params, image = request.observation, request.params, request.observation.image
     return Open(
         answer=request.answer,
@@ -241,6 +257,8 @@ def open_message(
         draft=packer.draft_to_wire(draft) if draft else None,
         draft_step_us=round(1e6 * request.draft_step_s),
         chat=_chat_to_wire(observation.chat) if observation.chat else None,
+        # One that is over is not the same as none.
+        deadline_ms=max(1, round(1000 * left_s)) if request.deadline_s else 0,
     )
 
 
@@ -266,7 +284,7 @@ def answer_request(message: Open, packer: TokenPacker, image: Image | None) -> A
     """Return the request in an Open whose image has arrived. Raises ProtocolError."""
     if (
         message.answer < 1
-        or min(message.epoch, message.patience_ms, message.draft_step_us) < 0
+        or min(message.epoch, message.patience_ms, message.draft_step_us, message.deadline_ms) < 0
         or len(message.instruction) > MAX_INSTRUCTION_CHARS
     ):
         raise ProtocolError("an answer out of range")
@@ -298,7 +316,8 @@ def answer_request(message: Open, packer: TokenPacker, image: Image | None) -> A
         raise ProtocolError(f"objective {message.objective[:40]!r}; known: {', '.join(OBJECTIVES)}")
     draft = packer.draft_from_wire(message.draft) if message.draft else None
     head = (message.answer, observation, params, message.strategy, committed, message.epoch)
-    return AnswerRequest(*head, message.objective, draft, message.draft_step_us / 1e6)
+    step_s, deadline_s = message.draft_step_us / 1e6, message.deadline_ms / 1000
+    return AnswerRequest(*head, message.objective, draft, step_s, deadline_s)
 
 
 def limits_to_wire(limits: ImageLimits) -> list[Any] | None:

@@ -1,4 +1,4 @@
-"""The wire messages, version 3 (docs/protocol.md): what is sent, not how or when.
+"""The wire messages, version 4 (docs/protocol.md): what is sent, not how or when.
 
 A message on the wire is one version byte and one msgpack array whose first element is the tag. Fields
 may be added at the end with a default; a receiver ignores fields that it does not know. Token ids
@@ -12,16 +12,21 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-VERSION = 3
+VERSION = 4
 """The version byte of this package's own messages."""
 
 OLDEST_VERSION = 1
 """Versions from this one on are understood, and answered in kind. Version 2 added `Welcome.image_limits` and
-`Open.draft_step_us`, version 3 `Open.chat`."""
+`Open.draft_step_us`, version 3 `Open.chat`, version 4 `Open.deadline_ms` and `WireCommit.floor`."""
 
 CHAT_VERSION = 3
 """The first version whose clouds read `Open.chat`; an older one would answer another question."""
 
+LOAD_VERSION = 4
+"""The first version whose ends tell each other of deadlines and of the load."""
+
+UNTOLD = 255
+"""`WireCommit.floor` of a cloud that welcomes every node."""
 
 MAX_SENT_IMAGE_BYTES = 4 * 1024 * 1024
 MAX_WIRE_TOKENS = 4096
@@ -111,7 +116,8 @@ class Open(AnswerMessage, frozen=True, array_like=True, tag=4):
     `draft` holds the first nodes, so that the pass over the prompt verifies them. `draft_step_us` is what a
     draft step takes at the edge, in microseconds, 0 if that is not known or nobody drafts.
     `image_digest` is empty without an image. `params_digest` guards against reading a field differently.
-    With a `chat` that is what is asked (`core.types.Chat`), in place of the instruction.
+    With a `chat` that is what is asked (`core.types.Chat`), in place of the instruction. `deadline_ms` is for
+    how long from now on the answer is of use, 0 if nobody has said so.
     """
 
     strategy: str
@@ -138,6 +144,7 @@ class Open(AnswerMessage, frozen=True, array_like=True, tag=4):
     draft: WireDraft | None = None
     draft_step_us: int = 0
     chat: WireChat | None = None
+    deadline_ms: int = 0
 
 
 class ImageChunk(AnswerMessage, frozen=True, array_like=True, tag=5):
@@ -164,7 +171,10 @@ class WireEarly(AnswerMessage, frozen=True, array_like=True, tag=8):
 
 
 class WireCommit(AnswerMessage, frozen=True, array_like=True, tag=9):
-    """Cloud to edge: committed tokens; see `core.types.Commit`. `compute_us` in microseconds."""
+    """Cloud to edge: committed tokens; see `core.types.Commit`. `compute_us` in microseconds.
+
+    `floor` is a node's weight byte (`decoding.tree.quantise`): the next pass verifies what is as likely.
+    """
 
     start: int
     tokens: bytes
@@ -173,6 +183,7 @@ class WireCommit(AnswerMessage, frozen=True, array_like=True, tag=9):
     finished: bool
     compute_us: int
     residual: bytes | None = None
+    floor: int = UNTOLD
 
 
 class WireCorrection(AnswerMessage, frozen=True, array_like=True, tag=10):

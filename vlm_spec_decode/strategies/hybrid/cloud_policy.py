@@ -5,6 +5,10 @@ exceeds the time that it adds to the pass; the cloud drafts a token itself (`Sel
 exceeds the time of a draft step; what earlier answers
 say (`Recall`) costs its rows alone; a pass waits for a draft message (`WaitPolicy`, an optimal stopping rule)
 while the tokens that it usually brings outweigh the wait.
+
+While other answers wait for the same GPU its time has a price (`decoding.price`), and what is weighed against
+it shrinks: fewer nodes are verified and fewer drafted here, passes wait longer for the edge's drafts, and
+early exits, which everyone in a pass waits for, are not asked for.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ from vlm_spec_decode.decoding.policy import (
     draft_alone,
     with_free_draft,
 )
+from vlm_spec_decode.decoding.price import FREE, Price
 from vlm_spec_decode.decoding.tree import WEIGHT_STEP, SpeculationTree
 from vlm_spec_decode.strategies.estimators import RunningMean
 from vlm_spec_decode.strategies.hybrid.self_draft import LEAST_RECALLED, Recall, SelfDraft
@@ -151,6 +156,9 @@ def _learned(mean: RunningMean, observed: float) -> RunningMean:
 
 MAX_VERIFIED_NODES = 64
 
+MOST_HELD_UP = 8.0
+"""With more others who wait for the GPU no exits are asked for: each takes a part of a pass from all."""
+
 FIRST_ANSWER_S, FAR = 0.05, 1.5
 """How soon an edge is taken to answer before it has; an answer so many passes later is too late for exits."""
 
@@ -161,6 +169,7 @@ class Cloud(CloudPolicy):
 
     wants_exits: bool = True
     wake_s: float | None = None
+    floor: float = 0.0
     own: SelfDraft = field(default_factory=SelfDraft)
     recall: Recall = field(default_factory=Recall)
     waiting: WaitPolicy = field(default_factory=WaitPolicy)
@@ -172,6 +181,8 @@ class Cloud(CloudPolicy):
     _answers: int = 1
     _rows: int = 0
     _fills: int = 0
+    _weight: float = 1.0
+    _price: Price = FREE
 
     def recall_from(self, memory: FreeDrafts) -> None:
         """Take the robot's answers."""
@@ -180,7 +191,7 @@ class Cloud(CloudPolicy):
     def begin(self, request: AnswerRequest, has_helper: bool) -> None:
         """Take the objective; a helper is welcome and not needed."""
         self.recall.instruction = request.observation.instruction
-        self.waiting.weight = WEIGHT[request.objective]
+        self._weight = self.waiting.weight = WEIGHT[request.objective]
         self._committed = len(request.committed)
         self._told_step_s = request.draft_step_s
         self.own.begin(request, has_helper)
@@ -192,6 +203,11 @@ class Cloud(CloudPolicy):
     def shares(self, answers: int, nodes: int, fills: int) -> None:
         """Take what the pass under way holds; the next one is expected to be shared by as many answers."""
         self._answers, self._rows, self._fills = answers, nodes + answers - 1, fills
+
+    def priced(self, price: Price) -> None:
+        """Take what the GPU's time costs now."""
+        self._price = self.own.price = price
+        self.waiting.weight = self._weight * price.wait_weight
 
     def at(self, now_s: float) -> None:
         """Note the time; right after a pass it is the commit's."""
@@ -222,7 +238,9 @@ class Cloud(CloudPolicy):
         # Exits decide what an edge has in hand: one that does not know where a pass ends has nothing then.
         # For another edge they are messages in front of the commit, each of which may be lost first.
         is_heard = not (self.own.has_helper and step_s) or pace.is_carried or pace.is_edge_better
-        self.wants_exits = self._edge_is_near and is_heard
+        self.wants_exits = self._edge_is_near and is_heard and self._price.others <= MOST_HELD_UP
+        # What the next pass asks of a node is told with this one's commit.
+        self.floor = 0.0 if self._price.is_free else min(1.0, self.own.node_floor(gain, self._answers))
         self.wake_s = self._wait_until_s(gain)
         return chosen if self.wake_s is None else None
 

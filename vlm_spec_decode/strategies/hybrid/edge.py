@@ -111,6 +111,8 @@ class EdgeController:
     """Whether a step might have been run whenever one was asked for since the last commit."""
     _paid_until_s: float = 0.0
     _heard_s: float = 0.0
+    _floor: float = 0.0
+    """How likely a node must be to be verified by the pass under way or by the next one."""
 
     def __post_init__(self) -> None:
         self._heard_s = self.clock.now()
@@ -146,7 +148,7 @@ class EdgeController:
             return []
         most = 1 if self.drafting.is_probe else MAX_BATCH
         chosen, total = list[TreeNode](), 0.0
-        for weight, node in tree.leaves(FLOOR):
+        for weight, node in tree.leaves(max(FLOOR, self._floor)):
             # A row costs `slope` of a step; the rows so far bring total / (1 + slope (n - 1)) per step's
             # time.
             share = self.step.slope * total / (1 + self.step.slope * max(0, len(chosen) - 1))
@@ -226,7 +228,7 @@ class EdgeController:
         # No message should hold the uplink for longer than SENDING_S: (SENDING_S · rate - head) / bytes per
         # node.
         fits = min(MAX_SENT_NODES, int(max(4.0, (SENDING_S * rate - MESSAGE_BYTES) / NODE_BYTES)))
-        floor = max(SEND_FLOOR, self.shared.floor(tree)) if self.shared else SEND_FLOOR
+        floor = max(SEND_FLOOR, self.shared.floor(tree) if self.shared else self._floor)
         likely = tree.drawn_chain() if tree.proposals else [p for _, p in tree.ranked(floor)]
         waiting = [p for p in likely if not p.number and p.parent][:fits]
         num_bytes = MESSAGE_BYTES + NODE_BYTES * len(waiting)
@@ -260,6 +262,8 @@ class EdgeController:
         if self.shared:
             self.shared.committed(event, sent)
             return
+        # The pass under way reaches down to nodes of chance f, and the next one from there as far again.
+        self._floor = event.floor**2
         self.pass_s.learn(event.compute_s)
         self.token_s.learn(event.compute_s, len(event.tokens))
         # Where a draft step takes longer than the cloud takes per token, or the draft's choices are hardly

@@ -27,6 +27,7 @@ from vlm_spec_decode.decoding.policy import (
     PassPlan,
     drafted_token_s,
 )
+from vlm_spec_decode.decoding.price import FREE, Price
 from vlm_spec_decode.decoding.tree import SpeculationTree
 from vlm_spec_decode.strategies.base import tree_of
 from vlm_spec_decode.strategies.estimators import Calibration, RunningMean, RunningRatio, StepCost
@@ -207,6 +208,7 @@ class SelfDraft:
     calibration: Calibration = field(default_factory=Calibration)
     drafted_s: float = 0.0
     has_helper: bool = False
+    price: Price = FREE
     _answers: int = 1
     _drafting: int = 1
     _params: SamplingParams = field(default_factory=SamplingParams)
@@ -225,6 +227,9 @@ class SelfDraft:
         much as one of a usual pass. A row holds up all of the `answers` that share the pass.
         """
         usual = 1 + min(gain, self.pace.usual_gain())
+        if not self.price.is_free:
+            token_s = self.pace.later_token_s.value or self.price.pass_s
+            return self.price.node_floor(min(token_s, self.price.pass_s / usual), usual)
         slope = self.cost.slope * answers
         if not self.cost.base_s:
             return slope * usual
@@ -267,11 +272,15 @@ class SelfDraft:
     def _worth_expanding(self, grown: _Growth) -> list[tuple[float, int]]:
         """Return (probability, row) of the rows of the next step, none if it is not worth its time."""
         step, chosen, total = self.pace.step, list[tuple[float, int]](), 0.0
-        token_s = self.pace.plan_s(grown.gain, self.drafted_s) / (1 + self.pace.lead)
+        token_s = self.pace.plan_s(grown.gain, self.drafted_s)
+        if not self.price.is_free:
+            token_s = self.price.token_s(token_s, 1 + grown.gain)
+        token_s /= 1 + self.pace.lead
         worth_s = self.pace.agreement.value * token_s
         base_s = step.base_s or STEP_RATIO
         # A step takes t from each of the n answers of the pass; the k that draft pay for it together.
-        shared_s, row_s = base_s * self._answers / self._drafting, step.slope * base_s * self._answers
+        held_up = max(self._answers, 1 + self.price.others)
+        shared_s, row_s = base_s * held_up / self._drafting, step.slope * base_s * held_up
         while grown.open_rows and len(chosen) < (1 if self._proposals else MAX_BATCH):
             weight = -grown.open_rows[0][0]
             # A further row adds P r tokens of c seconds to the step, and n times slope · t seconds of time.
