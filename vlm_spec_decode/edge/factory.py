@@ -169,6 +169,7 @@ def engine_config(settings: EdgeSettings, stop_ids: Tokens) -> EngineConfig:
         strategy=settings.strategy,
         params=make_sampling_params(settings, stop_ids),
         draft_length=settings.draft_length,
+        draft_floor=settings.draft_floor,
         timeout_s=settings.answer_timeout_s,
         objective=settings.objective,
         uplink_bps=settings.link.up_mbps * 1e6 if settings.link else 1e9,
