@@ -5,7 +5,7 @@
 Missions in held-out rooms, two in each, are run once by the target alone; their questions are then asked
 again in the same order, in virtual time over the Go2's profile and an LTE link, by each way of decoding:
 every way starts with an empty memory and keeps its own from question to question. The sample bag's
-questions likewise. One way leaves out what guesses of its kind have shown to be worthless (`draft_floor`). All
+questions likewise. One way leaves out what has shown to be worthless (`draft_floor`). All
 ways must give the same tokens. Prints a table; the last line is one JSON document.
 The exit code is 1 if a bar is missed. --quick has few rooms.
 """
