@@ -278,15 +278,24 @@ def test_where_the_draft_says_another_token_the_rest_of_a_run_goes_on_below_it()
     config = EdgeConfig(answer=0, params=SamplingParams(max_tokens=12))
     tree = DraftTree(drafter=Scripted(), params=config.params)  # type: ignore[arg-type]
     tree.prefix = WordCodec().encode("( forward")
-    said, again = ["1.6", "m", "(", "forward", "1.6"], ["2.0", "m", "(", "forward", "2.0"]
-    run, renamed = (WordCodec().encode(" ".join(words)) for words in (said, again))
+    tree.expand([tree.root])
+    choice = tree.root.choice
+    other, *rest = (token for token in range(len(WORDS)) if token != choice)
+    tree = DraftTree(drafter=Scripted(), params=config.params, prefix=tree.prefix)  # type: ignore[arg-type]
+    run = (other, rest[0], rest[1], other)
     lookup = PromptLookup(recall=lambda prefix, least: run if len(prefix) == 2 else ())
     lookup.offer(tree, Scripted())  # type: ignore[arg-type]
     assert tree.root.run == run
+    assert tree.root.children[other].is_remembered
     tree.expand([tree.root])
-    assert tree.root.choice == renamed[0] != run[0]
     lookup.offer(tree, Scripted())  # type: ignore[arg-type]
-    assert tree.root.children[renamed[0]].run == renamed[1:]
+    assert tree.root.children[choice].run == (rest[0], rest[1], choice)
+
+
+class Resting:
+    """A draft model that may not be used now."""
+
+    may_step = False
 
 
 def test_what_a_draft_step_is_about_to_score_is_not_sent_before() -> None:
@@ -299,7 +308,7 @@ def test_what_a_draft_step_is_about_to_score_is_not_sent_before() -> None:
     assert control.worth_sending(tree) == []
     control.drafting.is_on = False
     assert control.worth_expanding(tree) == []
-    control.drafting.is_on, tree.params = True, SamplingParams(max_tokens=0)
+    control.drafting.is_on, tree.drafter = True, Resting()  # type: ignore[assignment]
     assert control.worth_expanding(tree) == []
     assert [node.token for node in control.worth_sending(tree)] == list(run), "no step will score them"
 
