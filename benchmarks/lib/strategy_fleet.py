@@ -142,10 +142,10 @@ class StrategyRobot(Verifier):
         message = codec.decode(data)
         if not isinstance(message, wire.WireCommit | wire.WireEarly) or message.answer != self._answer:
             return
-        is_commit = isinstance(message, wire.WireCommit)
-        self._inbox.append(
-            self._packer.commit_from_wire(message) if is_commit else codec.early_exit_from_wire(message)
-        )
+        if isinstance(message, wire.WireCommit):
+            self._inbox.append(self._packer.commit_from_wire(message))
+        else:
+            self._inbox.append(codec.early_exit_from_wire(message))
         if self._is_waiting:
             self._resume(now_s)
 

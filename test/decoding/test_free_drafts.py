@@ -47,6 +47,24 @@ def test_no_run_reaches_from_one_answer_into_the_next() -> None:
     assert recalled(memory, "go", (5, 6)).tokens == ()
 
 
+def test_the_likeliest_run_goes_on_to_the_end_of_an_answer() -> None:
+    memory = FreeDrafts()
+    memory.add("go", tuple(range(40)))
+    assert memory.run("go", (), most=64) == tuple(range(40))
+    assert memory.run("go", (0, 1), most=5) == (2, 3, 4, 5, 6)
+    assert memory.run("turn", (90, 7, 8), most=3, least=2) == (9, 10, 11)
+    assert memory.run("turn", (90, 7, 8), most=3, least=3) == ()
+    assert memory.run("go", tuple(range(40)), most=64) == FreeDrafts().run("go", (), most=64) == ()
+
+
+def test_what_is_learned_beside_the_answers_is_one_thing_for_each_owner() -> None:
+    memories = Memories()
+    mine = memories.of(b"a").record(list)
+    assert memories.of(b"a").record(list) is mine
+    assert memories.of(b"b").record(list) is not mine
+    assert memories.of(b"a").record(dict) == {}
+
+
 def test_its_memory_is_bounded_and_the_newest_answers_stay() -> None:
     memory, rng = FreeDrafts(max_tokens=400), random.Random(3)
     for number in range(200):

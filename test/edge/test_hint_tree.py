@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from test.edge.test_draft_ahead import ON_THE_WAY, an_engine, asked, result_of
+from vlm_spec_decode.core.clock import VirtualClock
 from vlm_spec_decode.core.types import AnswerRequest, DraftMessage, SamplingParams, Tokens
 from vlm_spec_decode.decoding.tree import SpeculationTree
 from vlm_spec_decode.edge.answer_cache import PRIORS, AnswerCache
@@ -23,7 +24,7 @@ from vlm_spec_decode.protocol import codec
 from vlm_spec_decode.strategies.base import EdgeConfig
 from vlm_spec_decode.strategies.hybrid.cloud_policy import Cloud
 from vlm_spec_decode.strategies.hybrid.draft_tree import DraftTree
-from vlm_spec_decode.strategies.hybrid.edge import PromptLookup
+from vlm_spec_decode.strategies.hybrid.edge import EdgeController, PromptLookup
 
 WORDS = ("0.9", "1.0", "1.1", "1.4", "1.6", "1.8", "2.0", "2.2", "ahead", "at", "m", "(", "forward")
 PARAMS = SamplingParams(max_tokens=40)
@@ -270,6 +271,46 @@ def test_what_was_said_before_is_offered_where_the_draft_comes_to_it() -> None:
     tree.advance(WordCodec().encode("ahead at 1.6"))
     lookup.offer(tree, Scripted())  # type: ignore[arg-type]
     assert lookup.trust.value > before
+
+
+def test_where_the_draft_says_another_token_the_rest_of_a_run_goes_on_below_it() -> None:
+    """And what is another one there is another one wherever it comes again."""
+    config = EdgeConfig(answer=0, params=SamplingParams(max_tokens=12))
+    tree = DraftTree(drafter=Scripted(), params=config.params)  # type: ignore[arg-type]
+    tree.prefix = WordCodec().encode("( forward")
+    tree.expand([tree.root])
+    choice = tree.root.choice
+    other, *rest = (token for token in range(len(WORDS)) if token != choice)
+    tree = DraftTree(drafter=Scripted(), params=config.params, prefix=tree.prefix)  # type: ignore[arg-type]
+    run = (other, rest[0], rest[1], other)
+    lookup = PromptLookup(recall=lambda prefix, least: run if len(prefix) == 2 else ())
+    lookup.offer(tree, Scripted())  # type: ignore[arg-type]
+    assert tree.root.run == run
+    assert tree.root.children[other].is_remembered
+    tree.expand([tree.root])
+    lookup.offer(tree, Scripted())  # type: ignore[arg-type]
+    assert tree.root.children[choice].run == (rest[0], rest[1], choice)
+
+
+class Resting:
+    """A draft model that may not be used now."""
+
+    may_step = False
+
+
+def test_what_a_draft_step_is_about_to_score_is_not_sent_before() -> None:
+    config = EdgeConfig(answer=0, params=SamplingParams(max_tokens=12))
+    tree = DraftTree(drafter=Scripted(), params=config.params)  # type: ignore[arg-type]
+    run = WordCodec().encode("ahead at 1.6 m")
+    PromptLookup(recall=lambda *_: run).offer(tree, Scripted())  # type: ignore[arg-type]
+    control = EdgeController(config=config, clock=VirtualClock())
+    assert control.worth_expanding(tree)
+    assert control.worth_sending(tree) == []
+    control.drafting.is_on = False
+    assert control.worth_expanding(tree) == []
+    control.drafting.is_on, tree.drafter = True, Resting()  # type: ignore[assignment]
+    assert control.worth_expanding(tree) == []
+    assert [node.token for node in control.worth_sending(tree)] == list(run), "no step will score them"
 
 
 # Distances that are spelled digit by digit ----------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 
 from vlm_spec_decode.strategies.estimators import HysteresisSwitch
-from vlm_spec_decode.strategies.hybrid.cloud_policy import WEIGHT, WaitPolicy
+from vlm_spec_decode.strategies.hybrid.cloud_policy import WEIGHT, EndRecord, EndWait, WaitPolicy
 
 
 def waits(objective: str, pass_s: float, hint_s: float, adds: float, rounds: int = 12) -> tuple[int, float]:
@@ -73,3 +73,52 @@ def test_a_switch_needs_more_to_come_on_than_to_stay_on_and_probes_ever_more_rar
             if switch.is_on:
                 switch.learn(helped, is_doubtful=True)
         assert switch.is_on is stays
+
+
+# The end of an answer ---------------------------------------------------------------------------------------
+
+
+def near_its_end(every_s: float = 0.07, pass_s: float = 0.6, holds: float = 0.99) -> EndWait:
+    """A path of 10 tokens, to which each message has added one; the last has just come, at 1 s."""
+    record = EndRecord()
+    record.pass_s.learn(pass_s)
+    record.holds.value = holds
+    ending = EndWait(record=record)
+    for number in range(11):
+        ending.received(1.0 - (10 - number) * every_s)
+    return ending
+
+
+PATH = tuple(range(10))
+
+
+def test_a_pass_waits_for_the_last_tokens_of_an_answer_and_for_no_more_than_it_saves() -> None:
+    ending = near_its_end()
+    until_s = ending.until_s(PATH, 0, 3, 1.0, 1.0)
+    assert until_s is not None
+    assert 1.07 < until_s < 1.2
+    assert ending.until_s(PATH, 0, 3, 1.0, until_s) is None, "the message has not come"
+    assert near_its_end().until_s(PATH, 0, 0, 1.0, 1.0) is None, "it is complete, or its end is not known"
+    assert near_its_end().until_s((), 0, 3, 1.0, 1.0) is None, "there is nothing in hand"
+    assert near_its_end().until_s(PATH, 0, 20, 1.0, 1.0) is None, "the end is far"
+    assert near_its_end(pass_s=0.1).until_s(PATH, 0, 3, 1.0, 1.0) is None, "passes are short"
+    assert near_its_end(holds=0.8).until_s(PATH, 0, 3, 1.0, 1.0) is None, "the path will not hold"
+    assert EndWait().until_s(PATH, 0, 3, 1.0, 1.0) is None, "nothing is known"
+
+
+def test_it_never_waits_longer_than_a_pass_takes() -> None:
+    ending, now_s = near_its_end(), 1.0
+    while ending.until_s(PATH, 0, 2, 1.0, now_s) is not None:
+        now_s += 0.07
+        ending.received(now_s)
+        assert now_s < 1.8
+    assert now_s > 1.0
+
+
+def test_whether_paths_hold_is_learned_from_passes_behind_the_first() -> None:
+    ending = near_its_end()
+    before = ending.record.holds.value
+    for is_first, said, changes in ((True, (77,), False), (False, (77,), True)):
+        ending.until_s(PATH, 0, 3, 1.0, 1.0)
+        ending.committed(said, 0.6, is_first=is_first)
+        assert (ending.record.holds.value < before) is changes

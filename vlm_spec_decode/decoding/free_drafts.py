@@ -16,8 +16,9 @@ import heapq
 import threading
 import zlib
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 from vlm_spec_decode.core.types import Tokens
 
@@ -25,6 +26,8 @@ MOST_SUFFIXES = 64
 """Suffixes of a new token whose counts are brought up to date; only one repeated token has longer chains."""
 
 ROOT = 0
+
+Record = TypeVar("Record")
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,6 +223,7 @@ class FreeDrafts:
     _trusts: list[tuple[float, float]] = field(default_factory=lambda: [(p * TRUST, TRUST) for p in PRIORS])
     _halves: list[SuffixAutomaton] = field(default_factory=lambda: [SuffixAutomaton()])
     _separators: int = 0
+    _records: dict[object, object] = field(default_factory=dict)
     _lock: threading.Lock = field(default_factory=threading.Lock)
 
     @property
@@ -238,13 +242,30 @@ class FreeDrafts:
 
     def recall(self, instruction: str, said: Tokens, *, most: int, floor: float) -> FreeDraft:
         """Return what may follow `said`: at most so many nodes, each reached with at least `floor`."""
-        query = (*words(instruction), *said)[-LONGEST:]
         with self._lock:
-            half, match = max(
-                ((half, half.match(query)) for half in reversed(self._halves)),
-                key=lambda pair: pair[1].length,
-            )
+            half, match = self._longest(instruction, said)
             return self._grown(half, match, most, floor)
+
+    def run(self, instruction: str, said: Tokens, *, most: int, least: int = 0) -> Tokens:
+        """Return the likeliest run after `said`, to the end of an answer, at most so many tokens.
+
+        () if fewer than `least` tokens match.
+        """
+        found = list[int]()
+        with self._lock:
+            half, match = self._longest(instruction, said)
+            while match.length >= least and len(found) < most and (following := self._next(half, match)):
+                token, _, match = following[0]
+                found.append(token)
+        return tuple(found)
+
+    def record(self, make: Callable[[], Record]) -> Record:
+        """Return what somebody has learned beside these answers: one thing for each `make`, made once."""
+        with self._lock:
+            if make not in self._records:
+                self._records[make] = make()
+            found: Record = self._records[make]  # type: ignore[assignment]
+        return found
 
     def learn(self, draft: FreeDraft, said: Tokens) -> None:
         """Learn from what was said below the prefix of a draft how far matches are to be trusted."""
@@ -258,6 +279,12 @@ class FreeDrafts:
         """Return how often what followed a match of so many tokens is said again."""
         right, seen = self._trusts[min(length, len(PRIORS) - 1)]
         return right / seen
+
+    def _longest(self, instruction: str, said: Tokens) -> tuple[SuffixAutomaton, Match]:
+        """Return the longest match of the last tokens, of equally long ones that in the newer half."""
+        query = (*words(instruction), *said)[-LONGEST:]
+        matches = ((half, half.match(query)) for half in reversed(self._halves))
+        return max(matches, key=lambda pair: pair[1].length)
 
     def _grown(self, half: SuffixAutomaton, match: Match, most: int, floor: float) -> FreeDraft:
         """Grow the tree at its likeliest leaves."""

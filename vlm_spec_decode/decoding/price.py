@@ -110,8 +110,8 @@ class PassTimes:
             return
         more = answers - 1.0
         self.base_s = self.base_s or seconds / (1 + USUAL_ANSWER * more + USUAL_NODE * nodes)
-        terms = (1, more, nodes, more * more, more * nodes, nodes * nodes)
-        terms += (seconds, more * seconds, nodes * seconds)
+        terms = [1, more, nodes, more * more, more * nodes, nodes * nodes]
+        terms += [seconds, more * seconds, nodes * seconds]
         self._sums = [FORGET * known + new for known, new in zip(self._sums, terms, strict=True)]
         self._fit()
 

@@ -17,8 +17,8 @@ from vlm_spec_decode.decoding.free_drafts import FreeDrafts
 from vlm_spec_decode.edge.hint_tree import HintTree, WeighedHint, number_ranks
 from vlm_spec_decode.strategies.estimators import RunningMean
 
-RUN, LEAST = 12, 0.2
-"""Tokens of a run from earlier answers, and how likely each must be to be reached."""
+RUN = 32
+"""Tokens of a run from earlier answers."""
 
 MAX_ANSWERS = 64
 MIN_REACH_PROBABILITY = 0.02
@@ -88,11 +88,14 @@ class AnswerCache:
         found = self._said_early(observation) or self._answers.get(observation.instruction)
         return found.hint if found else HintTree()
 
-    def continuation_of(self, observation: Observation) -> Callable[[Tokens], Tokens]:
-        """Return what gives the likeliest run after a part of the answer, by all earlier answers."""
+    def continuation_of(self, observation: Observation) -> Callable[[Tokens, int], Tokens]:
+        """Return what gives the likeliest run after a part of the answer, by all earlier answers.
 
-        def likeliest(said: Tokens) -> Tokens:
-            return self.memory.recall(observation.instruction, said, most=RUN, floor=LEAST).best()
+        Its second argument is how many tokens must match; () if fewer do.
+        """
+
+        def likeliest(said: Tokens, least: int) -> Tokens:
+            return self.memory.run(observation.instruction, said, most=RUN, least=least)
 
         return likeliest
 

@@ -65,7 +65,8 @@ class EngineConfig:
 
     `image_budget_s` is how long a picture may take on the uplink, of those that `Engine.pictures` makes.
     With `free_text` no actions are read from an answer, so no text of it is an error. Where
-    `hint_branches` is off, what is drafted ahead goes up as its likeliest chain alone.
+    `hint_branches` is off, what is drafted ahead goes up as its likeliest chain alone. `draft_floor` is how
+    likely a token must be for `hybrid` to draft below it and to send it.
     """
 
     strategy: str = DEFAULT
@@ -78,6 +79,7 @@ class EngineConfig:
     image_budget_s: float = settings_of(EdgeSettings)["image_budget_s"].default
     free_text: bool = False
     hint_branches: bool = True
+    draft_floor: float = settings_of(EdgeSettings)["draft_floor"].default
 
 
 @dataclass(frozen=True, slots=True)
@@ -433,6 +435,7 @@ class Engine:
             hints=tuple(hint for hint in (early, recalled or self._previous, instruction) if hint),
             recall=cache.continuation_of(request.observation),
             uplink_bps=min(1e9, config.uplink_bps),
+            draft_floor=config.draft_floor,
             objective=config.objective,
             sent=request.draft,
             tracer=answer.tracer,

@@ -172,6 +172,7 @@ def engine_config(settings: EdgeSettings, stop_ids: Tokens) -> EngineConfig:
         strategy=settings.strategy,
         params=make_sampling_params(settings, stop_ids),
         draft_length=settings.draft_length,
+        draft_floor=settings.draft_floor,
         timeout_s=settings.answer_timeout_s,
         objective=settings.objective,
         deadline_s=settings.deadline_s,

@@ -57,6 +57,13 @@ class EdgeSettings:
         "Most that drafting may take of this computer: 0.5core (a share of a core) or 3W (by its counters); "
         "empty or 0: no limit.",
     )
+    draft_floor: float = setting(
+        0.0,
+        "How likely a token must be, by the draft and by what guesses of its kind were worth, to be drafted "
+        "from and sent; 0: all that may help is.",
+        0.0,
+        0.5,
+    )
     objective: str = setting("latency", "What the cloud saves.", one_of=OBJECTIVES)
     deadline_s: float = setting(
         0.0, "Time within which an answer is of use, by which a busy cloud orders its work; 0: none.", 0, 600

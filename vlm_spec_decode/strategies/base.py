@@ -26,8 +26,10 @@ class EdgeConfig:
 
     `draft_length` is γ, the tokens drafted per round; `timeout_s` bounds every wait for the cloud.
     `hints` are token runs that the answer may repeat (instruction, previous answer), `recall` gives what
-    followed the tokens so far in earlier answers, () if nothing is known (`decoding.free_drafts`), `sent`
-    is the draft that was sent with the question. `uplink_bps` is the share of the uplink for drafts.
+    followed the tokens so far in earlier answers, () if fewer of them match than its second argument says
+    (`decoding.free_drafts`), `sent` is the draft that was sent with the question. What is less likely than
+    `draft_floor`, corrected by what guesses of its kind have been worth, is neither drafted nor sent.
+    `uplink_bps` is the share of the uplink for drafts.
     `tracer` is told of draft steps and of the reason of each decision of a controller. `record` is what
     earlier answers have shown of the draft; an algorithm that learns from answer to answer learns there.
     `preview` is offered the draft's best path, where somebody wants to see it before it is committed.
@@ -40,7 +42,8 @@ class EdgeConfig:
     epoch: int = 0
     proposals: ProposalLog | None = None
     hints: tuple[Tokens, ...] = ()
-    recall: Callable[[Tokens], Tokens] | None = None
+    recall: Callable[[Tokens, int], Tokens] | None = None
+    draft_floor: float = 0.0
     uplink_bps: float = 1e9
     objective: str = "latency"
     sent: DraftMessage | None = None

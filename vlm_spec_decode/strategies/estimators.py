@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
@@ -243,6 +244,45 @@ class UplinkRate:
         self.most_bytes = max(num_bytes, self.most_bytes // 2)
 
 
+FIRST, OTHER, RECALLED = range(3)
+"""Kinds of guesses: the draft's first choice, another one of its choices, an earlier answer's token."""
+
+MOST_CONTEXTS = 4096
+"""Pairs of token and kind that are counted; those not seen for longest are forgotten."""
+
+KIND_TRUST, KIND_KEEP, MOST_FACTOR = 2.0, 0.97, 1.5
+"""Guesses that the prior counts for, what one still counts for after the next, and the largest correction."""
+
+
+@dataclass(slots=True)
+class TokenKinds:
+    """How far guesses are right after each token, learned: what follows some tokens the image alone decides.
+
+    For each (token, kind of guess) the sums of what guesses were said to be worth, and of those that were
+    right, give a factor for the probabilities of the next ones. Knows token ids alone, of any vocabulary.
+    """
+
+    _sums: OrderedDict[tuple[int, int], tuple[float, float]] = field(default_factory=OrderedDict)
+
+    @property
+    def num_contexts(self) -> int:
+        """Return how many pairs of token and kind have been counted."""
+        return len(self._sums)
+
+    def factor(self, context: int, kind: int) -> float:
+        """Return what the probability of a guess after `context` is to be multiplied by."""
+        right, said = self._sums.get((context, kind), (0.0, 0.0))
+        # f = (hits + a) / (Σ P + a): 1 before anything is known.
+        return min(MOST_FACTOR, (right + KIND_TRUST) / (said + KIND_TRUST))
+
+    def learn(self, context: int, kind: int, said: float, hits: float) -> None:
+        """Take one place: guesses of a kind had `said` of the probability together, and were right or not."""
+        right, before = self._sums.pop((context, kind), (0.0, 0.0))
+        self._sums[context, kind] = (KIND_KEEP * right + hits, KIND_KEEP * before + said)
+        if len(self._sums) > MOST_CONTEXTS:
+            self._sums.popitem(last=False)
+
+
 @dataclass(slots=True, kw_only=True)
 class DraftRecord:
     """What answers have shown of a draft beside its target, for the next ones to start from. In seconds.
@@ -250,9 +290,10 @@ class DraftRecord:
     `step_ratio` is a draft step over a step of the target, by the bytes that both read; 0: not known.
     `opening_s` is what the first draft step of an answer takes, which reads the prompt. `step` and `passes`
     are what later draft steps, and passes with drafts, take by rows; `plain_s` is a pass without a draft, and
-    `first_pass_s` one that reads the prompt. `tokens` is the length of an answer. `lookup` is how
-    often the first token of a repeated run was right. `total_s` has gone into answers, `probed_s` of it into
-    drafting that nothing was expected of. `switch` is that of drafting beside a target elsewhere.
+    `first_pass_s` one that reads the prompt. `tokens` is the length of an answer. `lookup` is how often the
+    next token of a repeated run was right, `kinds` how far guesses after each token were. `total_s` has gone
+    into answers, `probed_s` of it into drafting that nothing was expected of. `switch` is that of drafting
+    beside a target elsewhere.
     """
 
     step_ratio: float = 0.0
@@ -264,6 +305,7 @@ class DraftRecord:
     first_pass_s: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
     tokens: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
     lookup: RunningMean = field(default_factory=lambda: RunningMean(0.6, trust=1))
+    kinds: TokenKinds = field(default_factory=TokenKinds)
     switch: HysteresisSwitch = field(default_factory=HysteresisSwitch)
     total_s: float = 0.0
     probed_s: float = 0.0

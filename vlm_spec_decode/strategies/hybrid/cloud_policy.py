@@ -4,7 +4,8 @@ Everything is weighed in seconds per committed token, c (`TokenCost`). A node is
 exceeds the time that it adds to the pass; the cloud drafts a token itself (`SelfDraft`) if the same product
 exceeds the time of a draft step; what earlier answers
 say (`Recall`) costs its rows alone; a pass waits for a draft message (`WaitPolicy`, an optimal stopping rule)
-while the tokens that it usually brings outweigh the wait.
+while the tokens that it usually brings outweigh the wait, and for the end of the answer (`EndWait`) where the
+pass that would follow outweighs it.
 
 While other answers wait for the same GPU its time has a price (`decoding.price`), and what is weighed against
 it shrinks: fewer nodes are verified and fewer drafted here, passes wait longer for the edge's drafts, and
@@ -30,7 +31,7 @@ from vlm_spec_decode.decoding.policy import (
 )
 from vlm_spec_decode.decoding.price import FREE, Price
 from vlm_spec_decode.decoding.tree import WEIGHT_STEP, SpeculationTree
-from vlm_spec_decode.strategies.estimators import RunningMean
+from vlm_spec_decode.strategies.estimators import RunningMean, RunningRatio
 from vlm_spec_decode.strategies.hybrid.self_draft import LEAST_RECALLED, Recall, SelfDraft
 
 WEIGHT = {"latency": 1.0, "balanced": 0.4, "cost": 0.1}
@@ -154,6 +155,77 @@ def _learned(mean: RunningMean, observed: float) -> RunningMean:
     return mean
 
 
+@dataclass(slots=True)
+class EndRecord:
+    """What a robot's answers have shown of how its drafts come to an answer's end.
+
+    `grows` is by how many tokens a draft message prolongs the likeliest path, `holds` how often a token of
+    that path is said, `pass_s` what a pass takes that reads no prompt.
+    """
+
+    grows: RunningRatio = field(default_factory=lambda: RunningRatio(0.95, 1.2, 12.0, 10.0))
+    holds: RunningMean = field(default_factory=lambda: RunningMean(0.97, rate=0.01, trust=50))
+    pass_s: RunningMean = field(default_factory=lambda: RunningMean(0.0, trust=0))
+
+
+@dataclass(slots=True, kw_only=True)
+class EndWait:
+    """Waits for the drafts that bring a path to the answer's end, where earlier answers say that it is near.
+
+    A pass that starts without them is followed by one more, in which those few tokens are all there is. With
+    r tokens to come, g with each message and a message every d seconds, they are there after r / g · d
+    seconds, and then all n tokens hold with hⁿ: the pass is worth the wait if hⁿ T exceeds the time.
+    """
+
+    record: EndRecord = field(default_factory=EndRecord)
+    path: Tokens = ()
+    _every_s: RunningMean = field(default_factory=lambda: RunningMean(math.inf, trust=0))
+    _last_s: float = 0.0
+    _messages: int = 0
+    _known: tuple[int, int] = (0, 0)
+    """Messages, and the length of prefix and path, when a pass was last planned."""
+    _began_s: float | None = None
+
+    def received(self, now_s: float) -> None:
+        """A draft message has come."""
+        if self._messages:
+            self._every_s = _learned(self._every_s, now_s - self._last_s)
+        self._last_s, self._messages = now_s, self._messages + 1
+
+    def committed(self, said: Tokens, pass_s: float, *, is_first: bool) -> None:
+        """Learn from a pass; what the first one holds has not been drafted about this frame."""
+        if not is_first:
+            self.record.pass_s.learn(pass_s)
+            for token, right in zip(self.path, said, strict=False):
+                self.record.holds.learn(float(token == right))
+                if token != right:
+                    break
+        self.path, self._began_s = (), None
+
+    def until_s(self, path: Tokens, start: int, rest: int, weight: float, now_s: float) -> float | None:
+        """Return until when to wait for the next message, None to start the pass now.
+
+        `path` is the likeliest one in hand after `start` committed tokens, and `rest` tokens come after it.
+        `weight` is what a second of waiting counts against one of the target.
+        """
+        self.path = path
+        messages, length = self._known
+        if self._messages > messages:
+            self.record.grows.learn(max(0, start + len(path) - length), self._messages - messages)
+            self._known = (self._messages, start + len(path))
+        every_s, pass_s = self._every_s.value, self.record.pass_s.value
+        due_s = self._last_s + LATE * every_s + GRACE_S
+        if not (path and rest and pass_s) or now_s >= due_s or math.isinf(due_s):
+            return None
+        self._began_s = now_s if self._began_s is None else self._began_s
+        more = math.ceil(rest / max(0.5, self.record.grows.value))
+        wait_s = max(0.0, self._last_s + every_s - now_s) + (more - 1) * every_s
+        chance = self.record.holds.value ** (len(path) + rest)
+        # No wait may take longer than the pass that it is to save.
+        is_worth = chance * pass_s > MARGIN * weight * wait_s and now_s - self._began_s <= pass_s
+        return due_s if is_worth else None
+
+
 MAX_VERIFIED_NODES = 64
 
 MOST_HELD_UP = 8.0
@@ -173,6 +245,7 @@ class Cloud(CloudPolicy):
     own: SelfDraft = field(default_factory=SelfDraft)
     recall: Recall = field(default_factory=Recall)
     waiting: WaitPolicy = field(default_factory=WaitPolicy)
+    ending: EndWait = field(default_factory=EndWait)
     _now_s: float = 0.0
     _edge_is_near: bool = True
     _has_completed: bool = False
@@ -187,11 +260,13 @@ class Cloud(CloudPolicy):
     def recall_from(self, memory: FreeDrafts) -> None:
         """Take the robot's answers."""
         self.recall.memory = memory
+        self.ending.record = memory.record(EndRecord)
 
     def begin(self, request: AnswerRequest, has_helper: bool) -> None:
         """Take the objective; a helper is welcome and not needed."""
         self.recall.instruction = request.observation.instruction
         self._weight = self.waiting.weight = WEIGHT[request.objective]
+        self.recall.stop_ids = request.params.stop_ids
         self._committed = len(request.committed)
         self._told_step_s = request.draft_step_s
         self.own.begin(request, has_helper)
@@ -218,6 +293,7 @@ class Cloud(CloudPolicy):
 
     def received(self, draft: DraftMessage, now_s: float) -> None:
         """Measure how long the edge takes to answer a commit with hints."""
+        self.ending.received(now_s)
         if not self._has_completed:
             self.waiting.received(draft.base, now_s)
 
@@ -241,7 +317,7 @@ class Cloud(CloudPolicy):
         self.wants_exits = self._edge_is_near and is_heard and self._price.others <= MOST_HELD_UP
         # What the next pass asks of a node is told with this one's commit.
         self.floor = 0.0 if self._price.is_free else min(1.0, self.own.node_floor(gain, self._answers))
-        self.wake_s = self._wait_until_s(gain)
+        self.wake_s = self._wait_until_s(tree, gain)
         return chosen if self.wake_s is None else None
 
     def recalled(self, plan: PassPlan) -> PassPlan:
@@ -276,6 +352,7 @@ class Cloud(CloudPolicy):
         is_plain = not plan.nodes.numbers
         own.pace.passed(len(commit.tokens), verify_s, own.drafted_s, is_first=is_first, is_plain=is_plain)
         own.learn(plan, commit.tokens)
+        self.ending.committed(commit.tokens, verify_s, is_first=is_first)
         if self.recall.memory:
             self.recall.memory.learn(self.recall.draft, commit.tokens)
         self._edge_is_near = self._answers_in_time(commit.compute_s)
@@ -307,18 +384,32 @@ class Cloud(CloudPolicy):
                 heapq.heappush(heap, (weight * _likelihood(tree, child), child))
         return tuple(chosen)
 
-    def _wait_until_s(self, gain: float) -> float | None:
+    def _wait_until_s(self, tree: SpeculationTree, gain: float) -> float | None:
         """Return until when to wait for the edge's next hint, None to begin at once.
 
         A copy of the draft drafts instead of waiting, where a token costs less with it than with the edge's
         drafts, unless its time is what must be saved.
         """
         has_copy = self.own.has_helper and not self.own.pace.is_edge_better
+        path = likeliest_path(tree)
+        rest = 0 if has_copy else self.recall.rest(tuple(tree.committed) + path)
+        end_s = self.ending.until_s(path, len(tree.committed), rest, self.waiting.weight, self._now_s)
+        if end_s is not None:
+            return end_s
         if not self.own.cost.base_s or (has_copy and self.waiting.weight == 1):
             return None
         token_s = self.own.pace.token_s.value
         self.waiting.rate = 1 / token_s if token_s else 0.0
         return self.waiting.until_s(gain, self.own.cost.base_s, self._now_s)
+
+
+def likeliest_path(tree: SpeculationTree) -> Tokens:
+    """Return the tokens of the edge's likeliest nodes, one below the other."""
+    path, node = list[int](), 0
+    while below := tree.below(node):
+        node = min(below, key=lambda number: tree.nodes[number].weight)
+        path.append(tree.nodes[node].token)
+    return tuple(path)
 
 
 def _likelihood(tree: SpeculationTree, number: int) -> float:

@@ -18,7 +18,7 @@ from vlm_spec_decode.core.trace import NO_TRACER, Tracer
 from vlm_spec_decode.core.types import DraftMessage, SamplingParams, Tokens
 from vlm_spec_decode.decoding.tree import WEIGHT_STEP, quantise
 from vlm_spec_decode.strategies.base import draft_step
-from vlm_spec_decode.strategies.estimators import Calibration, RunningMean
+from vlm_spec_decode.strategies.estimators import FIRST, OTHER, RECALLED, Calibration, RunningMean, TokenKinds
 from vlm_spec_decode.strategies.rejection import ProposalLog
 
 
@@ -30,7 +30,7 @@ class TreeNode:
     `is_drawn`: the draft's one draw after its parent (rule `rejection`), the only child that may be sent.
     `sureness` is what the draft itself says of its first choice after this node, once it is expanded, and
     `choice` is that token; -1: not drafted. `is_remembered`: an earlier answer went on so; once the draft has
-    scored the parent, what it says of this token counts.
+    scored the parent, what it says of this token counts. `run` is what earlier answers say after this node.
     """
 
     token: int
@@ -45,6 +45,7 @@ class TreeNode:
     sureness: float = 0.0
     choice: int = -1
     is_remembered: bool = False
+    run: Tokens = ()
 
     def path(self) -> Tokens:
         """Return the tokens from the root's child down to this node."""
@@ -79,9 +80,23 @@ UNFORESEEN = 0.01
 """Probability of a token that the draft has not thought of, before an exit names it."""
 
 
+MOST_LIKELY = 0.998
+"""No node is taken to be likelier after its parent, whatever guesses of its kind have been worth."""
+
+
+def _kind(node: TreeNode, child: TreeNode) -> int:
+    """Return which kind of guess a child is."""
+    if not node.expanded:
+        return RECALLED
+    return FIRST if child.token == node.choice else OTHER
+
+
 @dataclass(slots=True, kw_only=True)
 class DraftTree:
-    """The tree below the committed tokens. `base` counts those; `root` stands for them."""
+    """The tree below the committed tokens. `base` counts those; `root` stands for them.
+
+    With `kinds` the probabilities of guesses are corrected by what those of their kind have been worth.
+    """
 
     drafter: Drafter
     params: SamplingParams
@@ -90,6 +105,7 @@ class DraftTree:
     prefix: Tokens = ()
     root: TreeNode = field(default_factory=lambda: TreeNode(token=-1, log_prob=0.0, parent=None, depth=0))
     calibration: Calibration = field(default_factory=Calibration)
+    kinds: TokenKinds | None = None
     agreement: RunningMean = field(default_factory=lambda: RunningMean(0.7, trust=2))
     _next_number: int = 1
     _ranking: list[tuple[float, TreeNode]] | None = None
@@ -114,14 +130,28 @@ class DraftTree:
         while heap:
             negative, _, node = heapq.heappop(heap)
             out.append((-negative, node))
+            factors = self._factors(node)
             for token, child in node.children.items():
                 prior = math.exp(child.log_prob)
+                if factors:
+                    prior = min(MOST_LIKELY, prior * factors[_kind(node, child)])
                 # Weight of a node: the product of the conditional probabilities along its path.
                 weight = negative * (node.chance(token, prior) if node.verdicts else prior)
                 if -weight >= FLOOR:
                     heapq.heappush(heap, (weight, order, child))
                     order += 1
         return out
+
+    def _factors(self, node: TreeNode) -> tuple[float, ...]:
+        """Return what guesses of each kind after a node are corrected by, () if they are not."""
+        if self.kinds is None or not node.children:
+            return ()
+        context = self._context(node)
+        return tuple(self.kinds.factor(context, kind) for kind in (FIRST, OTHER, RECALLED))
+
+    def _context(self, node: TreeNode) -> int:
+        """Return the token before what follows a node, -1 before the first."""
+        return self.prefix[-1] if node.parent is None and self.prefix else node.token
 
     def leaves(self, floor: float) -> Iterator[tuple[float, TreeNode]]:
         """Yield (weight, node) of all nodes that may be expanded, likeliest first."""
@@ -168,6 +198,14 @@ class DraftTree:
         for token in tokens:
             node = self.offer(node, token, log_prob)
 
+    def offer_run(self, node: TreeNode, run: Tokens, log_prob: float) -> None:
+        """Add a run of an earlier answer below `node`, as a guess until the draft has come there."""
+        for place, token in enumerate(run):
+            node.run = run[place:]
+            is_new = token not in node.children
+            node = self.offer(node, token, log_prob)
+            node.is_remembered = is_new
+
     def adopt(self, draft: DraftMessage) -> None:
         """Take the tree that has gone with the question as sent."""
         rows = zip(draft.tokens, draft.parents, draft.weights or (0,) * len(draft.tokens), strict=True)
@@ -175,6 +213,10 @@ class DraftTree:
             node = self.offer(self._sent[parent] if parent else self.root, token, -WEIGHT_STEP * weight)
             node.number = number
             self._sent[number] = node
+        # From the last one up: each node's likeliest child stands first.
+        for node in reversed((self.root, *self._sent.values())):
+            first = next(iter(node.children.values()), None)
+            node.run = (first.token, *first.run) if first else ()
         self._next_number = draft.first_node + len(draft.tokens)
 
     def advance(self, tokens: Tokens) -> None:
@@ -274,6 +316,7 @@ class DraftTree:
 
     def _learn(self, tokens: Tokens) -> None:
         """Learn from each committed token whose node had been expanded: was it the first choice?"""
+        self._learn_kinds(tokens)
         node: TreeNode | None = self.root
         for token in tokens:
             if node is None or not node.expanded:
@@ -284,6 +327,22 @@ class DraftTree:
             self.agreement.learn(float(hit))
             if ranked and node.sureness:
                 self.calibration.learn(hit, node.sureness)
+            node = node.children.get(token)
+
+    def _learn_kinds(self, tokens: Tokens) -> None:
+        """Learn from each committed token which kinds of guesses were right there."""
+        node: TreeNode | None = self.root
+        for token in tokens:
+            if self.kinds is None or node is None or not node.children:
+                return
+            said, hits = [0.0] * 3, [0.0] * 3
+            for child in node.children.values():
+                kind = _kind(node, child)
+                said[kind] += math.exp(child.log_prob)
+                hits[kind] += child.token == token
+            for kind in (FIRST, OTHER, RECALLED):
+                if said[kind]:
+                    self.kinds.learn(self._context(node), kind, said[kind], hits[kind])
             node = node.children.get(token)
 
     def _walk(self) -> Iterable[TreeNode]:

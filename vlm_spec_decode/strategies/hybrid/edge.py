@@ -36,6 +36,9 @@ FIRST_PASS_S = 0.5
 PATIENCE = {"latency": 1.5, "balanced": 4.0, "cost": 10.0}
 """Passes that drafting may outlast without a commit: the cloud may be waiting for this thread."""
 
+BELOW = 2.0
+"""A node must be this much likelier than `draft_floor` to be drafted from: what follows it is less likely."""
+
 HOPELESS = 0.1
 """A draft that agrees with the target less often is in doubt."""
 
@@ -54,6 +57,7 @@ def edge(
         proposals=config.proposals,
         tracer=config.tracer,
         calibration=record.calibration,
+        kinds=record.kinds if config.draft_floor and not config.proposals else None,
     )
     if config.sent:
         tree.adopt(config.sent)
@@ -109,6 +113,8 @@ class EdgeController:
     _steps: int = 0
     _was_free: bool = True
     """Whether a step might have been run whenever one was asked for since the last commit."""
+    _scores: bool = False
+    """Whether there is a draft step to be run, which scores what is remembered."""
     _paid_until_s: float = 0.0
     _heard_s: float = 0.0
     _floor: float = 0.0
@@ -123,6 +129,14 @@ class EdgeController:
         return self.config.record.step
 
     @property
+    def floor(self) -> float:
+        """How likely a node must be to be worth its step and its bytes.
+
+        Under `rejection` what is sent must not depend on what was drawn.
+        """
+        return 0.0 if self.config.proposals else self.config.draft_floor
+
+    @property
     def drafting(self) -> HysteresisSwitch:
         """Whether to draft at all beside a target elsewhere."""
         return self.config.record.switch
@@ -134,6 +148,7 @@ class EdgeController:
         once it has outlasted a pass: then the cloud may be waiting for this thread. None may be run while
         drafting takes as much of this computer as it may: runs that cost no step are sent all the same.
         """
+        self._scores = False
         if not tree.drafter.may_step:
             self._was_free = False
             self.config.tracer.decided("no more drafts: draft_budget is used up")
@@ -148,7 +163,7 @@ class EdgeController:
             return []
         most = 1 if self.drafting.is_probe else MAX_BATCH
         chosen, total = list[TreeNode](), 0.0
-        for weight, node in tree.leaves(max(FLOOR, self._floor)):
+        for weight, node in tree.leaves(max(FLOOR, self._floor, BELOW * self.floor)):
             # A row costs `slope` of a step; the rows so far bring total / (1 + slope (n - 1)) per step's
             # time.
             share = self.step.slope * total / (1 + self.step.slope * max(0, len(chosen) - 1))
@@ -157,6 +172,7 @@ class EdgeController:
             chosen.append(node)
             total += weight
         if chosen:
+            self._scores = True
             self._explain_step(chosen, total)
         return chosen
 
@@ -228,9 +244,11 @@ class EdgeController:
         # No message should hold the uplink for longer than SENDING_S: (SENDING_S · rate - head) / bytes per
         # node.
         fits = min(MAX_SENT_NODES, int(max(4.0, (SENDING_S * rate - MESSAGE_BYTES) / NODE_BYTES)))
-        floor = max(SEND_FLOOR, self.shared.floor(tree) if self.shared else self._floor)
+        floor = max(SEND_FLOOR, self.floor, self.shared.floor(tree) if self.shared else self._floor)
         likely = tree.drawn_chain() if tree.proposals else [p for _, p in tree.ranked(floor)]
-        waiting = [p for p in likely if not p.number and p.parent][:fits]
+        # What the next draft step scores is sent with what the draft says of it.
+        waiting = [p for p in likely if not p.number and p.parent and not (p.is_remembered and self._scores)]
+        waiting = waiting[:fits]
         num_bytes = MESSAGE_BYTES + NODE_BYTES * len(waiting)
         if waiting:
             self._paid_until_s = max(self._paid_until_s, now_s) + num_bytes / rate
@@ -283,61 +301,83 @@ class EdgeController:
 MIN_MATCH = 2
 RUN = 8
 FORCED_WEIGHT = -0.001
-NOTHING = -1
-"""The first token of a run that there is not."""
+
+LIKELY, MOST_PLACES = 0.05, 12
+"""Nodes below which runs are offered: how likely they are at least, and how many."""
 
 
 @dataclass(slots=True)
 class PromptLookup:
-    """Finds continuations of the committed tokens, and of the likeliest drafted ones, in `hints`, else by
-    `recall` in all earlier answers."""
+    """Finds continuations of the committed tokens, and of the likeliest drafted ones: by `recall` in all
+    earlier answers, else in `hints`. Where the draft says another token than a run, the run's rest goes on
+    below that one. A draft step scores a whole run.
+
+    `trust` is how often the next token of a run is right if all before it were.
+    """
 
     hints: tuple[Tokens, ...] = ()
     trust: RunningMean = field(default_factory=lambda: RunningMean(0.6, trust=3))
-    recall: Callable[[Tokens], Tokens] | None = None
-    _offered: dict[Tokens, int] = field(default_factory=dict)
+    recall: Callable[[Tokens, int], Tokens] | None = None
+    _offered: dict[Tokens, Tokens] = field(default_factory=dict)
 
     def offer(self, tree: DraftTree, drafter: Drafter) -> None:
-        """Add forced tokens below what is likely, and remembered ones below the root and the best path."""
-        for _, node in tree.ranked(0.05)[:8]:
+        """Add forced tokens below what is likely, and remembered ones where nothing has been drafted yet."""
+        for _, node in tree.ranked(LIKELY)[:8]:
             if not node.expanded and (run := forced_run(drafter, tree.tracer, tree.prefix + node.path())):
                 # Forced tokens are certain; the tiny cost keeps them behind their parent in the ranking.
                 tree.offer_path(node, run, FORCED_WEIGHT)
                 _mark_expanded(node, run)
         self._judge(tree.prefix)
-        self._remember(tree, tree.root)
         # A run below what is drafted is at the cloud before the commit that leads there.
-        end, _ = tree.best_path()
-        if end is not tree.root and not end.children and tree.may_go_on(end):
-            self._remember(tree, end)
+        for _, node in tree.ranked(LIKELY)[:MOST_PLACES]:
+            if not (node.children or node.expanded or node.run) and tree.may_go_on(node):
+                self._remember(tree, node)
 
     def _remember(self, tree: DraftTree, node: TreeNode) -> None:
-        """Add a remembered run below `node`, once."""
+        """Add a remembered run below `node`."""
         place = tree.prefix + node.path()
         if place in self._offered:
             return
-        run = self._continuation(place)
-        self._offered[place] = run[0] if run else NOTHING
-        # A repeated run is as likely as such runs have been right so far.
-        tree.offer_path(node, run, math.log(max(0.05, self.trust.value)))
-        if run and node is not tree.root:
-            node.children[run[0]].is_remembered = True
+        recall = self.recall or _nothing
+        run = recall(place, MIN_MATCH) or self._aligned(node) or recall(place, 0) or self._continuation(place)
+        self._offered[place] = run
+        # The next token of a run is as likely as such tokens have been right so far.
+        tree.offer_run(node, run, math.log(max(0.05, min(0.97, self.trust.value))))
+
+    @staticmethod
+    def _aligned(node: TreeNode) -> Tokens:
+        """Return the rest of the run at whose next token `node` says something else."""
+        before = node.parent
+        if before is None or not before.run or before.run[0] == node.token:
+            return ()
+        other, *rest = before.run
+        # What is another one here is another one wherever it comes again.
+        return tuple(node.token if token == other else token for token in rest)
 
     def _judge(self, prefix: Tokens) -> None:
         """Learn from what has been committed where runs were offered."""
-        for place, first in list(self._offered.items()):
-            if len(place) < len(prefix):
-                del self._offered[place]
-                if first != NOTHING and prefix[: len(place)] == place:
-                    self.trust.learn(float(prefix[len(place)] == first))
+        for place, run in list(self._offered.items()):
+            if len(place) >= len(prefix):
+                continue
+            del self._offered[place]
+            if prefix[: len(place)] != place:
+                continue
+            said = prefix[len(place) :]
+            for token, right in zip(run, said, strict=False):
+                self.trust.learn(float(token == right))
+                if token != right:
+                    break
+            else:
+                if run[len(said) :]:
+                    self._offered[prefix] = run[len(said) :]
 
     def _continuation(self, prefix: Tokens) -> Tokens:
         """Return what followed the longest match of the last tokens; at the start, a whole source's head."""
         for source in self.hints:
             if not prefix:
-                return source[:RUN]
+                return source
             if prefix == source[: len(prefix)]:
-                return source[len(prefix) : len(prefix) + RUN]
+                return source[len(prefix) :]
         for length in range(4, MIN_MATCH - 1, -1):
             tail = prefix[-length:]
             if len(tail) < length:
@@ -346,7 +386,12 @@ class PromptLookup:
                 for start in range(len(source) - length, -1, -1):
                     if source[start : start + length] == tail and source[start + length :]:
                         return source[start + length : start + length + RUN]
-        return self.recall(prefix)[:RUN] if self.recall else ()
+        return ()
+
+
+def _nothing(said: Tokens, least: int) -> Tokens:
+    """Recall nothing."""
+    return ()
 
 
 def _mark_expanded(node: TreeNode, run: Tokens) -> None:

@@ -347,6 +347,9 @@ class SelfDraft:
 MOST_RECALLED, LEAST_RECALLED = 16, 0.05
 """Nodes of free drafts in a pass, and how likely each must be to be reached."""
 
+MAX_REST = 32
+"""Tokens to an answer's end that are looked ahead at most."""
+
 NEW = -1
 """In place of the edge's number of a node that the edge has not drafted."""
 
@@ -357,6 +360,7 @@ class Recall:
 
     memory: FreeDrafts | None = None
     instruction: str = ""
+    stop_ids: Tokens = ()
     draft: FreeDraft = field(default_factory=FreeDraft)
     _found: tuple[int, FreeDraft] = (-1, FreeDraft())
     """How many tokens were committed when it was last looked up, and what was found."""
@@ -392,6 +396,12 @@ class Recall:
                 gain += reached[node] * (place == NEW)
         self.draft = found.only(kept, reached)
         return gain
+
+    def rest(self, said: Tokens) -> int:
+        """Return how many tokens came after `said` to the end of earlier answers, 0 if that is not known."""
+        if self.memory is None or (said and said[-1] in self.stop_ids):
+            return 0
+        return len(self.memory.run(self.instruction, said, most=MAX_REST))
 
     def forget(self) -> float:
         """Leave out what was recalled; return 0, the tokens that it adds."""
