@@ -2,8 +2,7 @@
 
 The engine runs a strategy with a drafter and a verifier. Strategy and verifier report to a tracer, so every
 strategy is measured by the same clock. Several answers may be open at once, each decoded by who iterates it;
-they share the draft model (`edge.shared_draft`), and in the cloud its passes. `edge.open_answers` is for one
-thread that follows several.
+they share the draft model (`edge.shared_draft`), and in the cloud its passes (see also `edge.open_answers`).
 """
 
 from __future__ import annotations
@@ -419,20 +418,17 @@ class Engine:
 
     def _updates(self, answer: _AnswerState) -> Iterator[AnswerUpdate]:
         request, config, trace, verifier = answer.request, answer.config, answer.trace, answer.verifier
-        shown = answer.shown
-        assert request is not None
-        assert trace is not None
-        assert verifier is not None
-        sequence, cache = answer.sequence, self._answer_cache
+        assert request is not None and trace is not None and verifier is not None  # noqa: PT018
+        shown, sequence, cache = answer.shown, answer.sequence, self._answer_cache
         parser = NoActions() if config.free_text else ActionParser()
-        instruction = self._codec.encode(request.observation.instruction)
         early, recalled = cache.early_tokens(request.observation), cache.tokens(request.observation)
+        known = (early, recalled or self._previous, self._codec.encode(request.observation.instruction))
         edge_config = EdgeConfig(
             answer=request.answer,
             params=config.params,
             draft_length=config.draft_length,
             timeout_s=config.timeout_s,
-            hints=tuple(hint for hint in (early, recalled or self._previous, instruction) if hint),
+            hints=tuple(hint for hint in known if hint),
             recall=cache.continuation_of(request.observation),
             uplink_bps=min(1e9, config.uplink_bps),
             draft_floor=config.draft_floor,
@@ -445,7 +441,7 @@ class Engine:
         text, actions_at_s, first_token_s = "", None, 0.0
         for tokens in self._tokens(answer, verifier, sequence, edge_config):
             if shown and (drafted := shown.take()):
-                yield AnswerUpdate(answer=request.answer, tokens=(), text=text, actions=(), drafted=drafted)
+                yield AnswerUpdate(request.answer, tokens=(), text=text, actions=(), drafted=drafted)
             if shown and not tokens and not sequence.finished:
                 continue
             first_token_s = first_token_s or trace.elapsed_s
