@@ -163,7 +163,8 @@ class StrategyRobot(Verifier):
         """End the thread."""
         self.is_stopped = True
         self._go.release()
-        self._thread.join()
+        if self._thread.ident is not None:
+            self._thread.join()
 
     # Clock and verifier of the strategy ------------------------------------------------------------
 

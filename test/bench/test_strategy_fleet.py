@@ -72,7 +72,7 @@ class _Told(StrategyFleet):
 
 @pytest.mark.parametrize("robots", [1, 6])
 def test_a_loaded_cloud_tells_its_edges_what_it_verifies_and_an_idle_one_says_nothing(robots: int) -> None:
-    run = ask("hybrid", replace(LOAD, robots=robots, seconds=2.0), _Told)
+    run = ask("hybrid", replace(LOAD, robots=robots), _Told)
     assert isinstance(run, _Told)
     assert len(run.floors) >= 2
     assert any(floor != UNTOLD for floor in run.floors) == (robots > 1)

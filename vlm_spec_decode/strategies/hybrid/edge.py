@@ -36,8 +36,6 @@ FIRST_PASS_S = 0.5
 PATIENCE = {"latency": 1.5, "balanced": 4.0, "cost": 10.0}
 """Passes that drafting may outlast without a commit: the cloud may be waiting for this thread."""
 
-BELOW = 2.0
-"""A node must be this much likelier than `draft_floor` to be drafted from: what follows it is less likely."""
 
 HOPELESS = 0.1
 """A draft that agrees with the target less often is in doubt."""
@@ -163,7 +161,7 @@ class EdgeController:
             return []
         most = 1 if self.drafting.is_probe else MAX_BATCH
         chosen, total = list[TreeNode](), 0.0
-        for weight, node in tree.leaves(max(FLOOR, self._floor, BELOW * self.floor)):
+        for weight, node in tree.leaves(max(FLOOR, self._floor, self.floor)):
             # A row costs `slope` of a step; the rows so far bring total / (1 + slope (n - 1)) per step's
             # time.
             share = self.step.slope * total / (1 + self.step.slope * max(0, len(chosen) - 1))
