@@ -17,8 +17,8 @@ from vlm_spec_decode.decoding.free_drafts import FreeDrafts
 from vlm_spec_decode.edge.hint_tree import HintTree, WeighedHint, number_ranks
 from vlm_spec_decode.strategies.estimators import RunningMean
 
-RUN = 32
-"""Tokens of a run from earlier answers."""
+RUN, LEAST = 32, 0.2
+"""Tokens of a run from earlier answers; and how likely each must be to be reached where little matches."""
 
 MAX_ANSWERS = 64
 MIN_REACH_PROBABILITY = 0.02
@@ -95,7 +95,9 @@ class AnswerCache:
         """
 
         def likeliest(said: Tokens, least: int) -> Tokens:
-            return self.memory.run(observation.instruction, said, most=RUN, least=least)
+            if least:
+                return self.memory.run(observation.instruction, said, most=RUN, least=least)
+            return self.memory.recall(observation.instruction, said, most=RUN, floor=LEAST).best()
 
         return likeliest
 

@@ -441,7 +441,7 @@ class Engine:
         text, actions_at_s, first_token_s = "", None, 0.0
         for tokens in self._tokens(answer, verifier, sequence, edge_config):
             if shown and (drafted := shown.take()):
-                yield AnswerUpdate(request.answer, tokens=(), text=text, actions=(), drafted=drafted)
+                yield AnswerUpdate(answer=request.answer, tokens=(), text=text, actions=(), drafted=drafted)
             if shown and not tokens and not sequence.finished:
                 continue
             first_token_s = first_token_s or trace.elapsed_s

@@ -75,6 +75,10 @@ class SpokenAnswer:
         return "stands" if stands and _words(self.text) else "moves"
 
 
+CUT_OFF = ""
+"""The text of an answer that never came to its end; it counts as another motion."""
+
+
 def plan_of(text: str) -> tuple[Action, ...]:
     """Return the actions of an answer, those before an error if there is one."""
     parser = ActionParser()
@@ -193,7 +197,11 @@ def _answers(
         saying = sayings.say(rng, view.objects, phrasing)
         wanted = teacher.answer(saying.goal, view.objects, (), style)
         observation = Observation(view.image, saying.goal.text)
-        yield SpokenAnswer(saying, wanted, decode(pair, observation, pair.params()).text)
+        try:
+            said = decode(pair, observation, pair.params()).text
+        except ActionParseError:
+            said = CUT_OFF  # longer than an answer may be: what it did until then is not what was asked
+        yield SpokenAnswer(saying, wanted, said)
 
 
 def _shares(answers: list[SpokenAnswer]) -> dict[str, float]:
