@@ -163,10 +163,10 @@ class FrontServer(Server):
                 trunks[number].add((peer, key, data))
         down = 0
         for trunk in trunks:
-            trunk.flush()
             for peer, data in trunk.receive():
                 robots.send(peer, data)
                 down += 1
+            trunk.flush()
         self.carried["up"] += up
         self.carried["down"] += down
 
