@@ -334,6 +334,24 @@ def command(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, 
             process.kill()
 
 
+def test_robots_of_a_front_that_is_killed_go_on_by_the_other_one(key_folder: Path) -> None:
+    """It sends nothing more and closes nothing in order; the cloud's answers are not opened again."""
+    with ExitStack() as stack:
+        cloud = stack.enter_context(cloud_behind(key_folder))
+        settings = ("--keys", str(key_folder), "--clouds", cloud.address, "--http", "off")
+        process, found = stack.enter_context(command("front", "--bind", "tcp://127.0.0.1:*", *settings))
+        address = found["address"]
+        robots = [stack.enter_context(robot(address, key_folder)) for _ in range(3)]
+        stack.enter_context(command("front", "--bind", address, *settings))
+        for verifier in robots:
+            begin(verifier)
+        said = [receive(verifier, 3) for verifier in robots]
+        process.kill()
+        for verifier, before in zip(robots, said, strict=True):
+            assert tuple(receive(verifier, 40, before)) == own_answer(PARAMS)
+        assert cloud.protocol.stats.opened == 3
+
+
 def test_the_commands_serve_a_robot_tell_of_it_and_end_at_a_signal(
     key_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
