@@ -104,7 +104,7 @@ def main() -> int:
     parser.add_argument("--fronts", action="store_true")
     options = parser.parse_args()
     target = HashModel(options.step_ms / 1000)
-    limits = KeyLimits(messages_per_s=1e12, bytes_per_s=1e12) if options.open_door else KeyLimits()
+    limits = KeyLimits(1 << 20, messages_per_s=1e12, bytes_per_s=1e12) if options.open_door else KeyLimits()
     keys = cloud_keys(options.keys)
     link = TrunkLink(options.bind, keys) if options.fronts else RouterLink(options.bind, keys, limits)
     server = CloudServer(link, ServerProtocol(target.card, HELLO.grammar_digest), target, WallClock())

@@ -253,6 +253,7 @@ NOT_RUN = {
     r"vsd (demo|sim) --body physical$": "test/demo and test/sim run it; the page's headless one is run here",
     r"vsd (cloud|ask) .*(llava|vicuna)": "downloads 14 GB, and needs a GPU",
     r"python benchmarks/gpu\.py$": "needs a GPU; test/bench/test_gpu_benchmark.py runs all of it in small",
+    r"vsd (cloud|front) --(config /etc|keys /etc)": "serves until stopped; test/net/test_fronts.py runs it",
     r"vsd keys keys$": "is run by the page of commands",
 }
 """Commands of `console` blocks, and why nothing here runs them. Their options are checked all the same."""

@@ -43,12 +43,6 @@ class Carried:
         """Return a percentile of the round trips; infinity if none came back."""
         return 1000 * float(np.percentile(self.rtts_s, percentile)) if self.rtts_s else float("inf")
 
-    def add(self, more: Carried) -> None:
-        """Add what another time gave."""
-        self.rtts_s += more.rtts_s
-        self.sent += more.sent
-        self.seconds += more.seconds
-
     @property
     def lost(self) -> int:
         """Messages that nothing came back for."""

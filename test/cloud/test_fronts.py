@@ -25,7 +25,7 @@ OPEN = codec.encode(
     )
 )
 PING = codec.encode(wire.Ping(1, 1, 0, 0, False))
-KEYS = [b"key %d" % number for number in range(300)]
+KEYS = [f"key {number}" for number in range(300)]
 
 
 def choice(*states: TrunkState) -> CloudChoice:
@@ -36,17 +36,17 @@ def choice(*states: TrunkState) -> CloudChoice:
 
 def test_a_key_has_one_order_whatever_the_order_of_the_clouds() -> None:
     for key in KEYS:
-        names = [CLOUDS[number] for number in ranked(key, CLOUDS)]
+        names = [CLOUDS[number] for number in ranked(key.encode(), CLOUDS)]
         swapped = CLOUDS[::-1]
-        assert names == [swapped[number] for number in ranked(key, swapped)]
+        assert names == [swapped[number] for number in ranked(key.encode(), swapped)]
 
 
 def test_keys_spread_evenly_and_one_cloud_less_moves_its_robots_only() -> None:
-    first = {key: CLOUDS[ranked(key, CLOUDS)[0]] for key in KEYS}
+    first = {key: CLOUDS[ranked(key.encode(), CLOUDS)[0]] for key in KEYS}
     assert min(Counter(first.values()).values()) > len(KEYS) / 5
     fewer = CLOUDS[:2]
     for key in KEYS:
-        assert first[key] == CLOUDS[2] or first[key] == fewer[ranked(key, fewer)[0]]
+        assert first[key] == CLOUDS[2] or first[key] == fewer[ranked(key.encode(), fewer)[0]]
 
 
 def test_fronts_choose_the_same_cloud_without_knowing_of_each_other() -> None:
@@ -54,33 +54,33 @@ def test_fronts_choose_the_same_cloud_without_knowing_of_each_other() -> None:
     for number, key in enumerate(KEYS):
         assert one.choose(b"1.%d" % number, key, PING) == other.choose(b"2.%d" % number, key, OPEN)
     # In plaintext there are no keys: the robots' own names spread them.
-    assert len({one.choose(b"plain %d" % number, b"", PING) for number in range(50)}) == len(CLOUDS)
+    assert len({one.choose(b"plain %d" % number, "", PING) for number in range(50)}) == len(CLOUDS)
 
 
 def test_robots_of_a_cloud_that_is_down_go_on_elsewhere_and_return_with_an_answer() -> None:
     made = choice()
-    own = made.choose(b"robot", b"key", PING)
+    own = made.choose(b"robot", "key", PING)
     assert own is not None
     made.states[own] = TrunkState.DOWN
-    other = made.choose(b"robot", b"key", PING)
+    other = made.choose(b"robot", "key", PING)
     assert other not in (own, None)
     assert made.moved == 1
     made.states[own] = TrunkState.OPEN
-    assert made.choose(b"robot", b"key", PING) == other, "its answer is there"
-    assert made.choose(b"robot", b"key", OPEN) == own
+    assert made.choose(b"robot", "key", PING) == other, "its answer is there"
+    assert made.choose(b"robot", "key", OPEN) == own
     made.states = [TrunkState.ENDED, TrunkState.DOWN, TrunkState.DOWN]
-    assert made.choose(b"robot", b"key", PING) is None
+    assert made.choose(b"robot", "key", PING) is None
 
 
 def test_a_draining_cloud_keeps_what_it_has_and_gets_nothing_new() -> None:
     made = choice()
-    own = made.choose(b"robot", b"key", PING)
+    own = made.choose(b"robot", "key", PING)
     assert own is not None
     made.states[own] = TrunkState.DRAINING
-    assert made.choose(b"robot", b"key", PING) == own
-    assert made.choose(b"robot", b"key", OPEN) != own
+    assert made.choose(b"robot", "key", PING) == own
+    assert made.choose(b"robot", "key", OPEN) != own
     made.states = [TrunkState.DRAINING] * 3
-    assert made.choose(b"late", b"key", OPEN) == own, "which says that it drains"
+    assert made.choose(b"late", "key", OPEN) == own, "which says that it drains"
 
 
 def test_only_an_open_begins_an_answer() -> None:

@@ -11,7 +11,15 @@ import pytest
 
 from vlm_spec_decode.core.errors import ConfigError
 from vlm_spec_decode.edge import nearest
-from vlm_spec_decode.edge.nearest import AVOID_S, HOLD_S, PINGS_S, NearestCloud, nearest_first
+from vlm_spec_decode.edge.nearest import (
+    AVOID_S,
+    FORGET_S,
+    HOLD_S,
+    MAX_DOUBLINGS,
+    PINGS_S,
+    NearestCloud,
+    nearest_first,
+)
 from vlm_spec_decode.transport import address as addresses
 from vlm_spec_decode.transport.router import RouterLink
 
@@ -86,6 +94,15 @@ def test_a_robot_stays_after_a_move_and_avoids_a_cloud_that_failed() -> None:
     assert made.ranking(60.0) == (2, 0, 1)
     assert made.better_than(0, 60.0, is_answering=False) == 2
     assert made.better_than(0, 60.0 + AVOID_S, is_answering=False) == 1
+    made.avoid(1, 100.0)
+    assert made.better_than(0, 99.0 + 2 * AVOID_S, is_answering=False) == 2, "longer the second time"
+    assert made.better_than(0, 100.0 + 2 * AVOID_S, is_answering=False) == 1
+    for number in range(20):
+        made.avoid(1, 200.0 + number)
+    assert made.better_than(0, 220.0 + AVOID_S * 2**MAX_DOUBLINGS, is_answering=False) == 1, "bounded"
+    later_s = 220.0 + AVOID_S * 2**MAX_DOUBLINGS + FORGET_S
+    made.avoid(1, later_s)
+    assert made.better_than(0, later_s + AVOID_S, is_answering=False) == 1
 
 
 def test_round_trips_are_those_of_the_server_itself() -> None:

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import signal
+import subprocess
+import sys
 import threading
+import urllib.request
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -13,6 +18,7 @@ import zmq
 from test.net.test_service import PATIENT_S, StepwiseModel, eventually, receive
 from test.net.test_sockets import CLOCK, HELLO, IMAGE, decode, edge, own_answer
 from test.tables import POOR_DRAFT, TARGET, TableModel
+from vlm_spec_decode.cli.main import main
 from vlm_spec_decode.cloud.front import FrontServer, ranked
 from vlm_spec_decode.cloud.protocol import ServerProtocol
 from vlm_spec_decode.cloud.server import CloudServer
@@ -105,7 +111,8 @@ def test_a_front_changes_no_token_and_carries_images(key_folder: Path, has_keys:
             assert decode(verifier, name, params, answer, IMAGE) == own_answer(params)
         assert cloud.protocol.stats.image_hits == 3, "the image came once"
         assert cloud.protocol.peers == 1
-        assert one.carried["up"] > 50
+        eventually(lambda: one.carried["up"] == cloud.protocol.stats.messages)
+        assert one.carried["down"] >= cloud.protocol.stats.commits > 4
         assert one.drops()["unroutable"] == 0
 
 
@@ -225,7 +232,7 @@ def test_a_robots_key_opens_no_trunk(key_folder: Path) -> None:
                     line.curve_publickey, line.curve_secretkey = pair
                     line.curve_serverkey = own.cloud_public
                 line.connect(cloud.address)
-                line.send(b"\x92\x01\x90")
+                line.send(b"\x93\x01\x00\x90")
             assert lines[1].poll(1000 * PATIENT_S), "the cloud's own key does"
             assert [line.poll(1000) for line in lines] == [0, zmq.POLLIN, 0]
         finally:
@@ -255,7 +262,7 @@ def test_what_is_no_frame_is_counted_and_a_silent_cloud_counts_as_down() -> None
     line.connect(link.address)
     trunk = Trunk(link.address, None, CLOCK)
     try:
-        for junk in (b"", b"\xff" * 9, b"\x92\x02\x90", b"\x92\x01\x91\x92\xc4\x01a\xa1b"):
+        for junk in (b"", b"\xff" * 9, b"\x93\x02\x00\x90", b"\x93\x01\x00\x91\x92\xc4\x01a\xa1b"):
             line.send(junk)
         seen: list[tuple[bytes, bytes]] = []
         until_s = CLOCK.now() + PATIENT_S
@@ -311,3 +318,56 @@ def test_commits_come_in_order_by_whichever_front(key_folder: Path) -> None:
                     present = following
             assert tuple(said) == own_answer(PARAMS)
             verifier.close()
+
+
+@contextmanager
+def command(*arguments: str) -> Iterator[tuple[subprocess.Popen[str], dict[str, str]]]:
+    """Run a command that serves until a signal; yield it and what its ready line says."""
+    program = [sys.executable, "-m", "vlm_spec_decode.cli", *arguments, "--json"]
+    with subprocess.Popen(program, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stdout is not None
+            ready = json.loads(process.stdout.readline())
+            assert ready["event"] == "ready"
+            yield process, ready
+        finally:
+            process.kill()
+
+
+def test_robots_of_a_front_that_is_killed_go_on_by_the_other_one(key_folder: Path) -> None:
+    """It sends nothing more and closes nothing in order; the cloud's answers are not opened again."""
+    with ExitStack() as stack:
+        cloud = stack.enter_context(cloud_behind(key_folder))
+        settings = ("--keys", str(key_folder), "--clouds", cloud.address, "--http", "off")
+        process, found = stack.enter_context(command("front", "--bind", "tcp://127.0.0.1:*", *settings))
+        address = found["address"]
+        robots = [stack.enter_context(robot(address, key_folder)) for _ in range(3)]
+        stack.enter_context(command("front", "--bind", address, *settings))
+        for verifier in robots:
+            begin(verifier)
+        said = [receive(verifier, 3) for verifier in robots]
+        process.kill()
+        for verifier, before in zip(robots, said, strict=True):
+            assert tuple(receive(verifier, 40, before)) == own_answer(PARAMS)
+        assert cloud.protocol.stats.opened == 3
+
+
+def test_the_commands_serve_a_robot_tell_of_it_and_end_at_a_signal(
+    key_folder: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    where = ("--keys", str(key_folder), "--bind", "tcp://127.0.0.1:*")
+    with (
+        command("cloud", "--fronts", "--http", "off", *where) as (_, behind),
+        command("front", "--clouds", behind["address"], "--http", "127.0.0.1:*", *where) as (process, found),
+    ):
+        image = Path(__file__).parents[2] / "docs" / "images" / "frame.jpg"
+        asked = ["--instruction", "walk to the blue box", "--image", str(image), "--keys", str(key_folder)]
+        assert main(["ask", "--json", "--cloud", found["address"], *asked]) == 0
+        assert json.loads(capsys.readouterr().out.splitlines()[-1])["token_ids"]
+        for path, wanted in (("healthz", "ok"), ("readyz", "ok"), ("metrics", "vsd_front_clouds_open 1.0")):
+            with urllib.request.urlopen(f"{found['http']}/{path}", timeout=PATIENT_S) as answer:
+                assert wanted in answer.read().decode()
+        process.send_signal(signal.SIGTERM)
+        rest, trouble = process.communicate(timeout=PATIENT_S)
+        assert json.loads(rest)["event"] == "ended"
+        assert (process.returncode, trouble) == (0, "")

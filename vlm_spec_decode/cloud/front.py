@@ -74,12 +74,12 @@ class CloudChoice:
     def __len__(self) -> int:
         return len(self._robots)
 
-    def choose(self, peer: bytes, key: bytes, data: bytes) -> int | None:
+    def choose(self, peer: bytes, key: str, data: bytes) -> int | None:
         """Return the number of the cloud for a message of a robot, None if none answers."""
         present = self._robots.get(peer)
         if present is not None and self._stays(present, data):
             return present
-        best = self._best(key or peer)
+        best = self._best(key.encode() or peer)
         if best is not None and best != present:
             self.moved += present is not None
             self._robots[peer] = best
@@ -154,7 +154,7 @@ class FrontServer(Server):
         choice.states = [trunk.state for trunk in trunks]
         up = 0
         for peer, key, data in robots.receive():
-            number = choice.choose(peer, key.encode(), data)
+            number = choice.choose(peer, key, data)
             up += 1
             if number is None:
                 self.dropped["no_cloud"] += 1
@@ -163,10 +163,10 @@ class FrontServer(Server):
                 trunks[number].add((peer, key, data))
         down = 0
         for trunk in trunks:
-            trunk.flush()
             for peer, data in trunk.receive():
                 robots.send(peer, data)
                 down += 1
+            trunk.flush()
         self.carried["up"] += up
         self.carried["down"] += down
 

@@ -32,6 +32,12 @@ HOLD_S = 5.0
 AVOID_S = 30.0
 """How long a cloud is not moved to that was left because it was busy or silent, or was not reached."""
 
+MAX_DOUBLINGS = 5
+"""Each failure in a row doubles that time, so often at most."""
+
+FORGET_S = 600.0
+"""After this time without another failure the next one counts as the first."""
+
 PINGS_S = 30.0
 """How long the pings to a cloud count after it was left."""
 
@@ -61,6 +67,7 @@ class _Distance:
     pings: deque[float] = field(default_factory=lambda: deque(maxlen=5))
     pinged_s: float = -math.inf
     avoid_until_s: float = -math.inf
+    failures: int = 0
 
     def rtt_s(self, now_s: float) -> float:
         """Return its round trip; infinity if nothing is known, or it is not reachable."""
@@ -93,7 +100,10 @@ class NearestCloud:
 
     def avoid(self, cloud: int, now_s: float) -> None:
         """Do not move to a cloud for a while: it was busy or silent, or its handshake did not end."""
-        self._distances[cloud].avoid_until_s = now_s + AVOID_S
+        distance = self._distances[cloud]
+        failures = 0 if now_s - distance.avoid_until_s > FORGET_S else min(distance.failures, MAX_DOUBLINGS)
+        distance.avoid_until_s = now_s + AVOID_S * 2**failures
+        distance.failures = failures + 1
 
     def on_moved(self, now_s: float) -> None:
         """Stay for a while from now on."""

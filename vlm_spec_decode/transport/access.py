@@ -162,6 +162,7 @@ class AccessControl:
         self.dropped: Counter[str] = Counter()
         self._authorized = authorized
         self._limits = limits
+        self._most = (limits.messages_per_s * limits.burst_s, limits.bytes_per_s * limits.burst_s)
         self._clock = clock
         self._accounts: dict[str, _Account] = {}
 
@@ -182,12 +183,13 @@ class AccessControl:
             # Its connection was made before the key was removed.
             self._accounts.pop(key, None)
             return "revoked"
-        now_s, limits = self._clock.now(), self._limits
-        full = (limits.messages_per_s * limits.burst_s, limits.bytes_per_s * limits.burst_s)
-        account = self._accounts.setdefault(key, _Account(*full, now_s))
+        now_s, limits, most = self._clock.now(), self._limits, self._most
+        account = self._accounts.get(key)
+        if account is None:
+            account = self._accounts[key] = _Account(*most, now_s)
         elapsed_s, account.at_s = now_s - account.at_s, now_s
-        account.messages = min(full[0], account.messages + elapsed_s * limits.messages_per_s)
-        account.num_bytes = min(full[1], account.num_bytes + elapsed_s * limits.bytes_per_s)
+        account.messages = min(most[0], account.messages + elapsed_s * limits.messages_per_s)
+        account.num_bytes = min(most[1], account.num_bytes + elapsed_s * limits.bytes_per_s)
         if account.messages < 1 or account.num_bytes < num_bytes:
             return "too_fast"
         account.messages -= 1

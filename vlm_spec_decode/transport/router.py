@@ -75,7 +75,7 @@ class RouterLink:
                 endpoint, listener = addresses.shared_listener(endpoint)
                 self._socket.setsockopt(zmq.USE_FD, listener)
             self._socket.bind(endpoint)
-        except OSError as error:
+        except (zmq.ZMQError, OSError) as error:
             self.close()
             raise CloudError(f"cannot listen on {bind}: {error.strerror}") from error
         self._authenticator.warn_if_few_descriptors()

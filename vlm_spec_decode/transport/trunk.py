@@ -84,7 +84,7 @@ class TrunkState(enum.IntEnum):
 
 
 _ENCODER = msgspec.msgpack.Encoder()
-_UP: msgspec.msgpack.Decoder[tuple[int, list[Up]]] = msgspec.msgpack.Decoder(tuple[int, list[Up]])
+_UP: msgspec.msgpack.Decoder[tuple[int, int, list[Up]]] = msgspec.msgpack.Decoder(tuple[int, int, list[Up]])
 _DOWN: msgspec.msgpack.Decoder[tuple[int, int, list[Down]]] = msgspec.msgpack.Decoder(
     tuple[int, int, list[Down]]
 )
@@ -187,9 +187,19 @@ class TrunkLink:
         self._waker.wake()
 
     def close(self) -> None:
-        """Tell the fronts that this cloud has ended, and free everything."""
+        """Tell the fronts that this cloud has ended, and free everything.
+
+        The connection stays until they have seen that: ZeroMQ drops what was received, but not read yet, of a
+        connection that ends, and what goes last are the last tokens of answers.
+        """
         self._announce(TrunkState.ENDED)
+        until_s = self._clock.now() + LINGER_MS / 1000
         self._flush()
+        while self._fronts and (left_s := until_s - self._clock.now()) > 0:
+            if self._socket.poll(round(1000 * left_s)):
+                front, *parts = self._socket.recv_multipart()
+                for _ in self._received(front, b"".join(parts)):
+                    self.dropped["ended"] += 1
         self._socket.close(LINGER_MS)
         self._waker.close()
         self._authenticator.stop()
@@ -204,13 +214,15 @@ class TrunkLink:
 
     def _received(self, front: bytes, frame: bytes) -> Iterator[tuple[bytes, bytes]]:
         try:
-            version, messages = _UP.decode(frame)
+            version, seen, messages = _UP.decode(frame)
         except msgspec.MsgspecError:
-            version, messages = 0, []
+            version, seen, messages = 0, 0, []
         if version != VERSION:
             self.dropped["malformed"] += 1
             return
         self._fronts[front] = self._clock.now()
+        if seen == TrunkState.ENDED:
+            del self._fronts[front]
         if not messages:
             self._out.setdefault(front, [])
         robots = self._robots
@@ -251,6 +263,7 @@ class Trunk:
         self._context = zmq.Context()
         self._out: list[Up] = []
         self._said = TrunkState.DOWN
+        self._must_confirm = False
         self._heard_s = self._beat_s = -math.inf
         self.socket = self._connect()
 
@@ -270,7 +283,8 @@ class Trunk:
             messages, self._out = self._out, []
             for part in split(messages):
                 self._send(part)
-        if now_s - self._beat_s >= HEARTBEAT_S:
+        if now_s - self._beat_s >= HEARTBEAT_S or self._must_confirm:
+            self._must_confirm = False
             self._beat_s = now_s
             if now_s - max(self._heard_s, self._connected_s) > RENEW_S:
                 self.socket.close(0)
@@ -291,7 +305,8 @@ class Trunk:
             if version != VERSION:
                 log.warning("%s: not what a cloud behind fronts sends (`vsd cloud --fronts`)", self.address)
                 continue
-            self._heard_s, self._said = self._clock.now(), state
+            self._heard_s, self._must_confirm = self._clock.now(), state is not self._said
+            self._said = state
             yield from messages
 
     def close(self) -> None:
@@ -302,7 +317,7 @@ class Trunk:
 
     def _send(self, messages: Sequence[Up]) -> None:
         try:
-            self.socket.send(_ENCODER.encode((VERSION, messages)), zmq.NOBLOCK)
+            self.socket.send(_ENCODER.encode((VERSION, self._said, messages)), zmq.NOBLOCK)
         except zmq.ZMQError:
             # Without a connection, or one whose queue is full, nothing can be sent: the cloud has gone.
             self.dropped += len(messages)
