@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -58,9 +59,10 @@ def figures(fleet: StrategyFleet, seconds: float) -> dict[str, Any]:
 def cell(
     profile: str, link: str, robots: int, deadline_s: float, rivals: tuple[str, ...] = SINGLE
 ) -> dict[str, Any]:
-    """Run one cell with `hybrid` and its rivals."""
+    """Run one cell with `hybrid`, without and with prices, and its rivals."""
     wanted = load(profile, link, robots, deadline_s)
     did = {name: figures(ask(name, wanted), wanted.seconds) for name in ("hybrid", *rivals)}
+    did["hybrid with prices"] = figures(ask("hybrid", replace(wanted, prices=True)), wanted.seconds)
     best = max(did[name]["in_time"] for name in rivals)
     return {
         "profile": profile,

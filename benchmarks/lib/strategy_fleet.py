@@ -363,7 +363,8 @@ class StrategyFleet(Fleet):
 class Load:
     """One cell: robots that are asked every `think_s` on average, during `seconds` of virtual time.
 
-    Robot i has the i-th deadline and the i-th link, in turns.
+    Robot i has the i-th deadline and the i-th link, in turns. With `prices` the cloud tells strategies
+    what its GPU's time costs.
     """
 
     robots: int
@@ -374,6 +375,7 @@ class Load:
     think_s: float = 10.0
     max_tokens: int = 24
     acceptance: float = 0.9
+    prices: bool = False
 
 
 def ask(name: str, load: Load, kind: type[StrategyFleet] = StrategyFleet) -> StrategyFleet:
@@ -398,7 +400,7 @@ def ask(name: str, load: Load, kind: type[StrategyFleet] = StrategyFleet) -> Str
             uplink_bps=min(1e9, link.up_mbps * 1e6),
         )
         robots.append(robot)
-    limits = ServerLimits(sessions=2048, peers=4096, idle_s=1e9, evict_after_s=1e9)
+    limits = ServerLimits(sessions=2048, peers=4096, idle_s=1e9, evict_after_s=1e9, prices=load.prices)
     fleet = kind(target, robots, SharedPassCost(load.hardware), load.links[0], limits=limits)
     for index, robot in enumerate(robots):
         fleet.connect(robot, load.links[index % len(load.links)], index)

@@ -27,6 +27,7 @@ LOAD = Load(
     seconds=4.0,
     think_s=1.5,
     max_tokens=TOKENS,
+    prices=True,
 )
 
 

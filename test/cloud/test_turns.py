@@ -45,7 +45,7 @@ def request(number: int, deadline_s: float = 0.0, ready_s: float = 0.0) -> Serve
 
 def scheduler(batch: int = 32) -> Scheduler:
     """Return one that has seen passes of `PASS_S` and 1 % an answer, of answers that take few of them."""
-    found = Scheduler(ServerLimits(batch=batch), ServerCounts())
+    found = Scheduler(ServerLimits(batch=batch, prices=True), ServerCounts())
     for answers in (1, 8, 32, 4) * 20:
         found.times.learn(answers, 0, PASS_S * (1 + 0.01 * (answers - 1)))
     return found
@@ -78,7 +78,7 @@ def test_those_with_the_earliest_deadline_come_first() -> None:
 
 def test_a_pass_takes_no_more_than_can_be_in_time_and_keeps_places_for_the_late() -> None:
     """Passes of 0.1 s and 13 % an answer: 6 of them fit into 2 s with few others, and not with 31."""
-    one = Scheduler(ServerLimits(batch=32), ServerCounts())
+    one = Scheduler(ServerLimits(batch=32, prices=True), ServerCounts())
     for answers in (1, 8, 32, 4) * 20:
         one.times.learn(answers, 0, PASS_S * (1 + 0.13 * (answers - 1)))
     requests = [request(number, deadline_s=2.0) for number in range(1, 65)]
@@ -135,3 +135,12 @@ def test_what_answers_take_is_learned_from_their_passes() -> None:
     assert before is None
     assert one.work["hybrid"].pass_tokens.count == 1
     assert one.work["hybrid"].pass_tokens.value < 4.0, "one token of a plain step"
+
+
+def test_without_prices_nobody_is_told_of_the_others() -> None:
+    plain = Scheduler(ServerLimits(batch=32), ServerCounts())
+    requests = [request(number) for number in range(1, 5)]
+    assert len(plain.next_batch(requests, 0.1)) == 4
+    for each in requests:
+        assert each.session is not None
+        assert all(price.is_free for price in each.session.policy.prices)  # type: ignore[attr-defined]

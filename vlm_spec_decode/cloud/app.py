@@ -97,6 +97,7 @@ def serve_on(
         sessions_per_peer=config.robot_answers,
         batch=config.batch,
         kv_bytes=config.kv_mib << 20,
+        prices=config.prices,
     )
     protocol = ServerProtocol(target.card, config.language.digest, limits, tracer=tracer or MessageTracer())
     if config.free_drafts == "off":

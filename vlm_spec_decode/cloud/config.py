@@ -39,7 +39,8 @@ class ServerLimits:
     idle longer than `idle_s` are dropped. A pass has at most `batch` answers, of which at most `fills`
     compute a prompt, so that new answers do not delay running ones. Beyond `kv_bytes` the caches of sessions
     without an event for `evict_after_s` are evicted, and computed again when they are needed. A robot that
-    finds no room is asked to retry after `retry_s`.
+    finds no room is asked to retry after `retry_s`. With `prices` strategies are told what the GPU's time
+    costs while others wait for it (`decoding.price`).
     """
 
     sessions_per_peer: int = MAX_OPEN_ANSWERS
@@ -58,6 +59,7 @@ class ServerLimits:
     retry_s: float = 0.5
     nodes_per_answer: int = 65_536
     live_nodes: int = 512
+    prices: bool = False
 
 
 _LIMITS = ServerLimits()
@@ -96,6 +98,9 @@ class CloudConfig:
     max_sessions: int = setting(_LIMITS.sessions, "Answers at the same time.", 1)
     robot_answers: int = setting(_LIMITS.sessions_per_peer, "Answers of one robot at the same time.", 1)
     batch: int = setting(_LIMITS.batch, "Answers in one pass.", 1)
+    prices: bool = setting(
+        _LIMITS.prices, "Tell `hybrid` what the GPU's time costs while others wait (docs/capacity.md)."
+    )
     kv_mib: int = setting(_LIMITS.kv_bytes // 2**20, "Memory of the answers' caches.", 1)
     key_robots: int = setting(1024, "Robots that one key may stand for at a time.", 1)
     key_messages_per_s: int = setting(5000, "Messages that the robots of one key may send.", 1)

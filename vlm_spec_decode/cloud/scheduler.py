@@ -24,7 +24,7 @@ from vlm_spec_decode.cloud.requests import (
     ServerRequest,
 )
 from vlm_spec_decode.core.errors import OutOfMemory
-from vlm_spec_decode.decoding.price import PassTimes, Price, others_of, urgency
+from vlm_spec_decode.decoding.price import FREE, PassTimes, Price, others_of, urgency
 from vlm_spec_decode.strategies.estimators import RunningMean
 
 GROW_AFTER = 64
@@ -213,6 +213,8 @@ class Scheduler:
 
     def _prices(self, ready: Seq[ServerRequest], now_s: float) -> dict[int, Price]:
         """Return what the GPU's time costs each of the answers that are ready for it, by `id`."""
+        if not self.limits.prices:
+            return {id(each): FREE for each in ready}
         size = min(len(ready), self.batch)
         pass_s = max(self._pass_s, self.times.seconds(size, 0))
         # A full pass takes nobody more: who joins it takes the place of another, which is worth its share.
