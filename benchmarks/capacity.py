@@ -155,8 +155,8 @@ spread evenly over them, 99 % of the answers within 3.5 times one robot's alone,
 
 The tables above are a queue of answers of fixed work: they know neither deadlines nor what follows. What an
 answer adds to a pass holds up all who wait for the GPU. With `vsd cloud --prices` the scheduler tells
-every session, before each of its passes, what a node and a pass cost now, and `hybrid` weighs its decisions by it
-(`vlm_spec_decode/decoding/price.py`). A pass of n answers over N nodes takes T = b + a (n - 1) + s N seconds,
+every session, before each of its passes, what a node and a pass cost now, and `hybrid` weighs its decisions
+by it (`vlm_spec_decode/decoding/price.py`). A pass of n answers over N nodes takes T = b + a (n - 1) + s N seconds,
 learned from every pass. Let a second be worth u to an answer, more the less time it has to spare until its
 deadline (u = work left / time left, 0.2 to 1; 1 without a deadline), and k = Σ u_j / u_i over the others that
 are ready. With E tokens in a pass
@@ -179,8 +179,8 @@ Prices are off because they do not pay as measured. 32B profile, Wi-Fi, 3 s, acc
 a cell, those in time without and with prices: 104 and 105 of 105 for 32 robots, 102 and 97 of 108 for 48;
 those that end for 64 robots 95 and 65, for 128 28 and 19, where `speculative` ends 56. A pass with prompts
 takes long whatever its nodes, so fewer nodes only mean more passes; and with so many robots reading prompts
-takes most of the GPU. Against `speculative` (93 of 105 in time) `hybrid` has 1.12 times the answers in time for
-32 robots, and takes 1.01 times the GPU's seconds for each. The full matrix has not been run.
+takes most of the GPU. Against `speculative` (93 of 105 in time) `hybrid` has 1.12 times the answers in time
+for 32 robots, and takes 1.01 times the GPU's seconds for each. The full matrix has not been run.
 
 `python benchmarks/capacity_deadlines.py` runs the real scheduler, policies and edges of up to 512 robots in
 virtual time, every profile, link and strategy, against deadlines of 3 and 1.5 s; `--quick` a few cells.
