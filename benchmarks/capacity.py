@@ -154,12 +154,12 @@ spread evenly over them, 99 % of the answers within 3.5 times one robot's alone,
 ## The price of a loaded GPU
 
 The tables above are a queue of answers of fixed work: they know neither deadlines nor what follows. What an
-answer adds to a pass holds up all who wait for the GPU. With `vsd cloud --prices` the scheduler tells
-every session, before each of its passes, what a node and a pass cost now, and `hybrid` weighs its decisions
-by it (`vlm_spec_decode/decoding/price.py`). A pass of n answers over N nodes takes T = b + a (n - 1) + s N seconds,
-learned from every pass. Let a second be worth u to an answer, more the less time it has to spare until its
-deadline (u = work left / time left, 0.2 to 1; 1 without a deadline), and k = Σ u_j / u_i over the others that
-are ready. With E tokens in a pass
+answer adds to a pass holds up all who wait for the GPU. With `vsd cloud --prices` the scheduler tells every
+session, before each of its passes, what a node and a pass cost now, and `hybrid` weighs its decisions by it
+(`vlm_spec_decode/decoding/price.py`). A pass of n answers over N nodes takes T = b + a (n - 1) + s N
+seconds, learned from every pass. Let a second be worth u to an answer, more the less time it has to spare
+until its deadline (u = work left / time left, 0.2 to 1; 1 without a deadline), and k = Σ u_j / u_i over the
+others that are ready. With E tokens in a pass
 
 - a token is worth c = own seconds per token + k a / E;
 - a node is verified, and a token drafted by the cloud's copy, if its probability times c is at least (1 + k)
