@@ -252,6 +252,9 @@ def _values(folder: Path, files: dict[str, Path]) -> Iterator[Case]:
     for address in ("nonsense", "tcp://", "tcp://127.0.0.1:99999", "http://127.0.0.1:1", b"tcp://\xff:1"):
         bind = ("cloud", "--insecure", "--bind", address, "--check-config", "--json")
         yield Case(f"cloud: bind {address!r}", VSD, bind, (2,))
+    fronts = ("front", "--insecure", "--check-config", "--json", "--clouds")
+    yield Case("front: clouds", VSD, (*fronts, "nonsense"), (2,))
+    yield Case("front: no clouds", VSD, fronts[:-1], (2,))
     yield Case("load: address", VSD, ("load", "--cloud", "nonsense", "--json"), (2,))
     yield Case("top: address", VSD, ("top", "--cloud", "nonsense", "--once", "--json"), (2,))
     yield Case("top: nobody", VSD, ("top", "--cloud", "http://127.0.0.1:9", "--once", "--json"), (3,))
