@@ -18,6 +18,8 @@ WORKER = int(re.sub(r"\D", "", os.environ.get("PYTEST_XDIST_WORKER", "0")) or 0)
 os.environ.setdefault("MUJOCO_GL", "osmesa")
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("ROS_AUTOMATIC_DISCOVERY_RANGE", "LOCALHOST")
+# Ray reads when it is imported whether its clusters are on loopback alone; whichever test imports it first.
+os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
 # What one run keeps must decide nothing in the next one, nor fill the cache of who runs the tests.
 os.environ["VSD_CACHE"] = tempfile.mkdtemp(prefix="vsd-test-cache-")
 atexit.register(shutil.rmtree, os.environ["VSD_CACHE"], ignore_errors=True)
