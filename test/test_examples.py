@@ -23,7 +23,8 @@ SAID = {
     "02_stream.py": (
         # Where one pass ends and the next begins goes with the speed of this computer; that the first action
         # is told in an update before the second's does not. The last call is told with the answer's end.
-        r"turn\(-10\)(?: forward\([1.5]*\)?)?\n  -> Turn\(angle_deg=-10.0\)\n[^)]*\)?\n  -> Forward"
+        r"turn\(-10\)(?:(?: forward\([1.5]*)?\n  -> Turn\(angle_deg=-10.0\)\n[^)]*\)"
+        r"| forward\(1\.5\)\n  -> Turn\(angle_deg=-10.0\)\n)\n  -> Forward"
     ),
     "05_new_strategy.py": r"same tokens: True\n$",
 }

@@ -141,14 +141,15 @@ class Sayings:
     ) -> Saying:
         """Draw a saying, of `meaning` if it is given."""
         if self._is_taught and self._noise and meaning is None and rng.random() < STRANGE_SHARE:
-            saying = _strange(rng, view)
-            return replace(saying, goal=replace(saying.goal, text=self.typed(rng, saying)))
+            return self._written(rng, _strange(rng, view))
         drawn = meaning or str(rng.choice(self._meanings, p=self._p))
         return self.say(rng, view, self.phrasing(rng, drawn))
 
     def say(self, rng: np.random.Generator, view: tuple[VisibleObject, ...], phrasing: Phrasing) -> Saying:
         """Fill a phrasing for a frame."""
-        saying = _filled(rng, view, phrasing)
+        return self._written(rng, _filled(rng, view, phrasing))
+
+    def _written(self, rng: np.random.Generator, saying: Saying) -> Saying:
         return replace(saying, goal=replace(saying.goal, text=self.typed(rng, saying)))
 
     def typed(self, rng: np.random.Generator, saying: Saying) -> str:

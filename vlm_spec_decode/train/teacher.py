@@ -147,10 +147,8 @@ def _reply(goal: Goal, view: tuple[VisibleObject, ...], history: tuple[str, ...]
     if names := _which(goal, view, history):
         return f"do you mean {_choice(names)} ? ask ( )"
     thing = find(goal, view, history)
-    if thing is None and _has_passed(goal, history):
-        return "ok . done ( )"
     if thing is None:
-        return _search(goal, history)
+        return "ok . done ( )" if _has_passed(goal, history) else _search(goal, history)
     far = format_metres(rounded_m(thing.distance_m))
     if style.description == "brief":
         about = f"{thing.name} {direction_word(thing)} {far} m"
@@ -319,13 +317,10 @@ def _approach(
     is_between = 0 < abs(stepped_m) <= BETWEEN_M and stepped_m * left_m < 0 and abs(left_m) <= BETWEEN_M
     if goal.stops_short and left_m < -STOPPED_M and not is_between:
         return f"{_turn(thing.bearing_deg)}forward ( {_exact(left_m)} )"
-    near_m = (
-        (BETWEEN_M if is_between else STOPPED_M)
-        if goal.stops_short
-        else NO_FURTHER_M
-        if last == OBSTRUCTED
-        else ARRIVED_M
-    )
+    if goal.stops_short:
+        near_m = BETWEEN_M if is_between else STOPPED_M
+    else:
+        near_m = NO_FURTHER_M if last == OBSTRUCTED else ARRIVED_M
     if left_m <= near_m:
         if abs(thing.bearing_deg) > AHEAD_DEG and not _is_glance(last):
             # An object cut off by the picture's edge looks nearer than it is, so the robot turns to it first.

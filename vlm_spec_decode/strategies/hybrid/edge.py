@@ -36,7 +36,6 @@ FIRST_PASS_S = 0.5
 PATIENCE = {"latency": 1.5, "balanced": 4.0, "cost": 10.0}
 """Passes that drafting may outlast without a commit: the cloud may be waiting for this thread."""
 
-
 HOPELESS = 0.1
 """A draft that agrees with the target less often is in doubt."""
 
