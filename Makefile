@@ -35,11 +35,8 @@ lint: setup
 	$(PY) -m mypy
 	.venv/bin/lint-imports
 
-# What computes shares the cores; what lives in wall-clock time runs alone. Exit code 5: none chosen.
 test: lint
-	@rm -f out/tests/*.json
-	$(PY) -m pytest -m "not alone" -n $(JOBS) --dist loadscope --max-worker-restart=0 --skips=out/tests/shared.json $(PYTEST_ARGS) || [ $$? -eq 5 ]
-	$(PY) -m pytest -m alone --skips=out/tests/alone.json $(PYTEST_ARGS) || [ $$? -eq 5 ]
+	@JOBS=$(JOBS) bash .ci/tests $(PYTEST_ARGS)
 
 bench: setup-demo
 	@$(PY) benchmarks/main_job.py --quick

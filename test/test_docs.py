@@ -90,7 +90,8 @@ def test_the_make_commands_exist_and_do_what_the_readme_says():
     assert first[1:] == ["make demo", "make test"]
     makefile = (ROOT / "Makefile").read_text()
     assert "vlm_spec_decode.cli demo" in makefile
-    assert "-m pytest" in makefile
+    assert "bash .ci/tests" in makefile
+    assert "-m pytest" in (ROOT / ".ci" / "tests").read_text()
 
 
 @pytest.mark.slow

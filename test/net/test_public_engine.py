@@ -299,6 +299,7 @@ def test_cancel_ends_all_open_answers_and_close_of_a_stream_from_outside_only_th
     eventually(lambda: slow.open == 3)
     streams["two"].close()
     eventually(lambda: slow.open == 2)
+    eventually(lambda: bool(ended))  # its reader may still be on its way out
     assert ended == {"two": "cancelled"}
     engine.cancel()
     for thread in threads:
