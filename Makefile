@@ -4,6 +4,7 @@
 # make lint   the first three of those
 # make bench  the figures of the README, measured (benchmarks/main_job.py --quick)
 # make results   make bench and make demo, then write their tables and pictures into README.md and docs/
+# make setup-vllm   set up vLLM in an environment of its own, for `vsd cloud --engine vllm`
 # make lock   write requirements.lock anew;  make clean   remove what was built
 
 SHELL := /bin/bash
@@ -17,7 +18,7 @@ PYTEST_ARGS ?=
 JOBS ?= 2
 DEMO_ARGS ?=
 
-.PHONY: setup setup-demo demo test lint bench results lock clean
+.PHONY: setup setup-demo setup-vllm demo test lint bench results lock clean
 .DEFAULT_GOAL := demo
 
 setup:
@@ -25,6 +26,9 @@ setup:
 
 setup-demo:
 	@bash .ci/setup demo
+
+setup-vllm:
+	@bash .ci/setup-vllm
 
 demo: setup-demo
 	@$(PY) -m vlm_spec_decode.cli demo $(DEMO_ARGS)

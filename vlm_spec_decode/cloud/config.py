@@ -94,6 +94,7 @@ class CloudConfig:
     dtype: str = setting("float32", "Numbers that the target computes with.")
     device: str = setting("cpu", "Where the target runs: cpu, cuda, cuda:1; auto: a GPU if there is one.")
     engine: str = setting(DEFAULT_ENGINE, "What runs the target.", one_of=ENGINES)
+    tensor_parallel: int = setting(1, "GPUs that share each layer of the target (engine vllm).", 1)
     threads: int = setting(1, "Threads of the target on a CPU.", 1)
     max_sessions: int = setting(_LIMITS.sessions, "Answers at the same time.", 1)
     robot_answers: int = setting(_LIMITS.sessions_per_peer, "Answers of one robot at the same time.", 1)

@@ -110,7 +110,15 @@ def _no_room(needed: int, free: int | None) -> str:
 
 
 def _target(config: CloudConfig) -> ModelSpec:
-    options = LoadOptions(config.revision, config.dtype, config.device, engine=config.engine)
+    options = LoadOptions(
+        config.revision,
+        config.dtype,
+        config.device,
+        engine=config.engine,
+        tensor_parallel=config.tensor_parallel,
+        kv_mib=config.kv_mib,
+        answers=config.max_sessions,
+    )
     return parse_spec(config.model or shipped("target"), options)
 
 

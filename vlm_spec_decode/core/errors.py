@@ -108,6 +108,10 @@ class OutOfMemory(ModelError):
     """There was no memory for a batch; a smaller one may work."""
 
 
+class EngineStopped(ModelError):
+    """The process that runs the model has ended, or is being started again; answers under way are lost."""
+
+
 class NotFinite(ModelError):
     """A model's logits are NaN or infinite; `model` is "draft" or "target" where it is known."""
 

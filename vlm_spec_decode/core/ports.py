@@ -18,6 +18,7 @@ from vlm_spec_decode.core.robot import RobotState
 from vlm_spec_decode.core.trace import NO_TRACER, LinkUsage, Tracer
 from vlm_spec_decode.core.types import (
     NO_LINK,
+    RULES,
     UNKNOWN_LIMITS,
     AnswerRequest,
     Event,
@@ -71,7 +72,8 @@ class Rng(Protocol):
 class ModelCard:
     """What two ends must agree on before token ids mean the same to both.
 
-    `image_limits` is the largest picture that the model can use; the ends need not agree on it.
+    `image_limits` is the largest picture that the model can use; the ends need not agree on it. `rules` are
+    the verification rules that what runs the model can apply.
     """
 
     model_id: str
@@ -82,6 +84,7 @@ class ModelCard:
     num_layers: int
     exit_layers: Tokens = ()
     image_limits: ImageLimits = UNKNOWN_LIMITS
+    rules: tuple[str, ...] = RULES
 
 
 ExitHook: TypeAlias = Callable[[int, Any], None]
@@ -185,6 +188,11 @@ class ModelContext(ABC):
         return confidence
 
     @property
+    def verifies_trees(self) -> bool:
+        """Whether a pass takes trees; a context that does not takes chains, each node below the one before."""
+        return True
+
+    @property
     def may_step(self) -> bool:
         """Whether a step may be run now. One that is run all the same may raise OverBudget."""
         return True
@@ -249,6 +257,11 @@ class WrappedContext(ModelContext):
     def exit_chance(self, exit_layer: int, confidence: float) -> float:
         """Return what `inner` does: calibration is a look into a table."""
         return self.inner.exit_chance(exit_layer, confidence)
+
+    @property
+    def verifies_trees(self) -> bool:
+        """Whether `inner` takes trees."""
+        return self.inner.verifies_trees
 
     @property
     def kv_bytes(self) -> int:

@@ -60,7 +60,7 @@ def prepare_together(
             else:
                 drafting.append(_Drafting(index, session, steps, next(steps)))
         except StopIteration as end:
-            prepared[index] = end.value
+            prepared[index] = session.runnable(end.value)
         except failures as error:
             prepared[index] = error
     drafted_s = 0.0
@@ -98,7 +98,7 @@ def _continue(
             each.wanted = each.steps.send(step)
             going.append(each)
         except StopIteration as end:
-            prepared[each.index] = end.value
+            prepared[each.index] = each.session.runnable(end.value)
         except NotFinite as error:
             each.session.drop_draft(error)
         except VsdError as error:

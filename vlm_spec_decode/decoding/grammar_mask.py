@@ -200,6 +200,11 @@ class MaskedContext(ModelContext):
         return lambda exit_layer, scores: on_exit(exit_layer, _masked(scores, allowed))
 
     @property
+    def verifies_trees(self) -> bool:
+        """Pass on."""
+        return self.inner.verifies_trees
+
+    @property
     def kv_bytes(self) -> int:
         """Pass on."""
         return self.inner.kv_bytes

@@ -109,7 +109,17 @@ class Session:
         if numbers is None:
             return None
         self.passes += 1
-        return self.policy.recalled(PassPlan(self.passes, self.sequence.tokens, self.tree.subtree(numbers)))
+        plan = PassPlan(self.passes, self.sequence.tokens, self.tree.subtree(numbers))
+        return self.runnable(self.policy.recalled(plan))
+
+    def runnable(self, plan: PassPlan) -> PassPlan:
+        """Return the plan as what runs the target can take it: of a tree one chain, if it takes no trees."""
+        if self.context.verifies_trees:
+            return plan
+        kept = plan.nodes.chain()
+        if len(kept.tokens) == len(plan.nodes.tokens):
+            return plan
+        return replace(plan, nodes=kept)
 
     def prepare(self, plan: PassPlan) -> PassPlan:
         """Let the cloud's own draft add to the plan. On the thread that runs the pass.
@@ -118,7 +128,7 @@ class Session:
         """
         if self.helper and HELPER not in self._unsound:
             try:
-                return self.policy.extend(plan, self.helper)
+                return self.runnable(self.policy.extend(plan, self.helper))
             except NotFinite as error:
                 self.drop_draft(error)
         return plan

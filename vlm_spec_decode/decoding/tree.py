@@ -72,6 +72,17 @@ class Subtree:
         own = tuple(range(first, first - len(tokens), -1))
         return Subtree(self.numbers + own, self.tokens + tokens, self.parents + parents)
 
+    def chain(self) -> Subtree:
+        """Return one path from the root: of siblings the one drafted first, which its drafter liked best."""
+        kept, row = list[int](), 0
+        for below, parent in enumerate(self.parents, start=1):
+            if parent == row:
+                kept.append(below)
+                row = below
+        chosen = [row - 1 for row in kept]
+        numbers, tokens = (tuple(each[i] for i in chosen) for each in (self.numbers, self.tokens))
+        return Subtree(numbers, tokens, tuple(range(len(kept))))
+
 
 @dataclass(slots=True)
 class SpeculationTree:

@@ -138,3 +138,4 @@ register_family("seed_oss", "vlm_spec_decode.models.families.language:WindowedLa
 register_family("smollm3", "vlm_spec_decode.models.families.language:WindowedLanguage")
 
 register_engine("torch_loop", "vlm_spec_decode.models.engines.torch_loop")
+register_engine("vllm", "vlm_spec_decode.models.engines.vllm")

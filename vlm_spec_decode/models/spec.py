@@ -17,6 +17,9 @@ from vlm_spec_decode.models.engines.base import DEFAULT_ENGINE, LoadOptions
 from vlm_spec_decode.models.places import SHIPPED_MARK, folder_of, shipped
 from vlm_spec_decode.models.registry import ENGINES
 
+WHOLE = ("tensor_parallel", "kv_mib", "answers")
+"""Options that are whole numbers."""
+
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
@@ -72,9 +75,15 @@ def _with(options: LoadOptions, settings: list[str]) -> LoadOptions:
         name, equals, value = setting.strip().partition("=")
         if name not in known or not equals or not value:
             raise ModelError(f"unknown model option {setting.strip()!r} (known: {', '.join(known)})")
-        found: Any = _percents(value) if name == "exits" else value
+        found: Any = _percents(value) if name == "exits" else _whole(name, value) if name in WHOLE else value
         options = replace(options, **{name: found})
     return options
+
+
+def _whole(name: str, value: str) -> int:
+    if not value.isdecimal() or int(value) < 1:
+        raise ModelError(f"{name} {value!r} is no number from 1 on")
+    return int(value)
 
 
 def _percents(value: str) -> tuple[int, ...]:

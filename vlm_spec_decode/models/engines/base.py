@@ -45,7 +45,8 @@ class LoadOptions:
     an original LLaVA folder holds only a projector, `tower` its vision tower in place of the one in its
     config. `prompt` says whether the action language is explained ("actions") or was trained ("bare", or
     "amounts": those that an instruction names are read first). `engine` names what runs the checkpoint;
-    `models.spec.ModelSpec` checks that it is registered.
+    `models.spec.ModelSpec` checks that it is registered. An engine in a process of its own is told how many
+    GPUs share each layer (`tensor_parallel`), and how much memory the caches of how many answers may take.
     """
 
     revision: str | None = None
@@ -57,6 +58,9 @@ class LoadOptions:
     tower: str = ""
     prompt: str = "auto"
     engine: str = DEFAULT_ENGINE
+    tensor_parallel: int = 1
+    kv_mib: int = 1024
+    answers: int = 64
 
     def __post_init__(self) -> None:
         """Raise ModelError for a value that no loader knows."""

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlm_spec_decode.core.errors import ModelError, OutOfMemory, VsdError
+from vlm_spec_decode.core.errors import ModelError, OutOfMemory, UsageError, VsdError
 from vlm_spec_decode.core.load_progress import current_load, in_background
 from vlm_spec_decode.core.ports import ModelCard, Scored, ScoreRequest
 from vlm_spec_decode.core.types import Observation
@@ -101,6 +101,8 @@ class TorchLoop(Engine):
 
     def load(self, model_id: str, source: str | Path, options: LoadOptions) -> VlmModel:
         """Load network, exits, tokenizer and prompt encoder. Raises ModelError."""
+        if options.tensor_parallel > 1:
+            raise UsageError("our own loop gives whole layers to a GPU (device=auto): tensor_parallel is vllm's")
         family, codec, vocabulary = read_vocabulary(model_id, source, options)
         tell_vocabulary(vocabulary)
         # Hashed while the network is loaded: both read the same bytes.
@@ -192,7 +194,7 @@ def _encoder(family: Family, network: Any) -> PromptEncoder:
     """Return the prompt's encoder; a language-only checkpoint gets one without an image processor."""
     body: nn.Module = network.model
     if family.sees:
-        _check_image_token(family)
+        check_image_token(family)
     return PromptEncoder(
         family=family,
         body=body,
@@ -203,7 +205,7 @@ def _encoder(family: Family, network: Any) -> PromptEncoder:
     )
 
 
-def _check_image_token(family: Family) -> None:
+def check_image_token(family: Family) -> None:
     """Raise ModelError unless the tokenizer reads the token that stands for the image as the config's id."""
     wanted = family.image_token_id
     token = family.tokenizer.convert_ids_to_tokens(wanted)
