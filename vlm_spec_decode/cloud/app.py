@@ -61,7 +61,7 @@ def _single(config: CloudConfig, link: RobotsLink, clock: Clock) -> tuple[CloudS
     models = load_target(config)
     telemetry = ServiceTelemetry(config, models[0].card, clock)
     server = serve_on(config, link, models, telemetry.observer)
-    telemetry.gauges = lambda: _gauges(server, link)
+    telemetry.gauges = lambda: _gauges(server, link, models[0].is_ready)
     server.protocol.owner_of = link.owner_of
     return server, telemetry
 
@@ -111,14 +111,14 @@ def serve_on(
     return CloudServer(link, protocol, served, clock, copy, own.costs)
 
 
-def _gauges(server: CloudServer, link: RobotsLink) -> Gauges:
+def _gauges(server: CloudServer, link: RobotsLink, is_ready: bool) -> Gauges:
     protocol = server.protocol
     gauge_values, counter_values = gauges_and_counters(protocol.stats)
     return Gauges(
         sessions=len(protocol.requests),
         peers=protocol.peers,
         unroutable=link.unroutable,
-        is_ready=not server.is_stopping,
+        is_ready=is_ready and not server.is_stopping,
         dropped=dict(protocol.dropped),
         more=gauge_values,
         counts=counter_values,

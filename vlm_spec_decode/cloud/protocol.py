@@ -219,7 +219,10 @@ class Admission:
             return "no_draft", f"{chosen.name} needs a draft beside the target (vsd cloud --draft)"
         if message.rule not in self.card.rules:
             known = ", ".join(self.card.rules)
-            return "unknown_rule", f"what runs {self.card.model_id} knows no rule {message.rule!r}, only {known}"
+            return (
+                "unknown_rule",
+                f"what runs {self.card.model_id} knows no rule {message.rule!r}, only {known}",
+            )
         return None
 
     def lacking_room(self, message: Open, requests: RequestTable, has_memory: bool, is_draining: bool) -> str:

@@ -91,6 +91,11 @@ class LoadedModel(Model):
         return self._codec
 
     @property
+    def is_ready(self) -> bool:
+        """Whether it can answer now; an engine in a process of its own may be starting again."""
+        return True
+
+    @property
     def sees(self) -> bool:
         """Whether it has a vision tower; without one an observation's image is left out."""
         return False

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from vlm_spec_decode.core.errors import ModelError, OutOfMemory, UsageError, VsdError
+from vlm_spec_decode.core.errors import ModelError, OutOfMemory, VsdError
 from vlm_spec_decode.core.load_progress import current_load, in_background
 from vlm_spec_decode.core.ports import ModelCard, Scored, ScoreRequest
 from vlm_spec_decode.core.types import Observation
@@ -102,7 +102,9 @@ class TorchLoop(Engine):
     def load(self, model_id: str, source: str | Path, options: LoadOptions) -> VlmModel:
         """Load network, exits, tokenizer and prompt encoder. Raises ModelError."""
         if options.tensor_parallel > 1:
-            raise UsageError("our own loop gives whole layers to a GPU (device=auto): tensor_parallel is vllm's")
+            raise UsageError(
+                "our own loop gives whole layers to a GPU (device=auto): tensor_parallel is vllm's"
+            )
         family, codec, vocabulary = read_vocabulary(model_id, source, options)
         tell_vocabulary(vocabulary)
         # Hashed while the network is loaded: both read the same bytes.

@@ -28,7 +28,6 @@ from vlm_spec_decode.core.errors import (
     ModelError,
     NotFinite,
     OutOfMemory,
-    UsageError,
     VsdError,
 )
 from vlm_spec_decode.core.load_progress import in_background
@@ -300,6 +299,11 @@ class VllmModel(LoadedModel):
         return self._family.sees
 
     @property
+    def is_ready(self) -> bool:
+        """Whether the process runs."""
+        return self.process.is_running
+
+    @property
     def token_bytes(self) -> int:
         """Memory of one token's KV."""
         return self.process.token_bytes
@@ -342,9 +346,7 @@ class VllmModel(LoadedModel):
         self._read([each for each in found if isinstance(each, ChainChoices)], found)
         return found
 
-    def verify(
-        self, asked: Seq[tuple[ChainChoices, SamplingParams]]
-    ) -> list[Tokens | VsdError]:
+    def verify(self, asked: Seq[tuple[ChainChoices, SamplingParams]]) -> list[Tokens | VsdError]:
         """Run one pass over the rows of many answers; return what each says below its prefix.
 
         Raises EngineStopped if the process ends.
@@ -406,9 +408,11 @@ class Vllm(Engine):
     def load(self, model_id: str, source: str | Path, options: LoadOptions) -> VllmModel:
         """Start vLLM with the checkpoint; read tokenizer and prompt here. Raises ModelError."""
         if options.quantize != "none":
-            raise UsageError("vLLM reads from the checkpoint how it is quantised: name a quantised checkpoint")
+            raise ModelError(
+                "vLLM reads from the checkpoint how it is quantised: name a quantised checkpoint"
+            )
         if options.exits:
-            raise UsageError("vLLM has no early exits")
+            raise ModelError("vLLM has no early exits")
         log.warning(
             "vLLM verifies chains and has no early exits: of the trees of hybrid and multi_branch it gets the best "
             "chain, and early_exit drafts as speculative does"
@@ -425,7 +429,6 @@ class Vllm(Engine):
                 dtype=options.dtype,
                 device=options.device,
                 vocab_size=codec.vocab_size,
-                max_tokens=text.max_position_embeddings,
                 sees=family.sees,
                 tensor_parallel=options.tensor_parallel,
                 kv_bytes=options.kv_mib << 20,

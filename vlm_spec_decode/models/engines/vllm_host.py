@@ -135,8 +135,7 @@ class ChainScheduler(Scheduler):  # type: ignore[misc]
     def is_read(self, request: Request) -> bool:
         """Whether all but the last known token of an answer is in the cache, so that rows can be verified."""
         return bool(
-            request.status == RequestStatus.RUNNING
-            and request.num_computed_tokens == request.num_tokens - 1
+            request.status == RequestStatus.RUNNING and request.num_computed_tokens == request.num_tokens - 1
         )
 
     def schedule(self, throttle_prefills: bool = False) -> SchedulerOutput:
@@ -145,18 +144,25 @@ class ChainScheduler(Scheduler):  # type: ignore[misc]
             request = self.requests[name]
             if self.is_read(request) and not chain.only_reads:
                 request.spec_token_ids = chain.drafts
+        # An answer that has lost its cache is read again when it is asked for, not as soon as there is room.
+        resting = [request for request in self.waiting if request.request_id not in self.chains]
+        self.waiting.remove_requests(resting)
         for request in self.waiting:
             # A prefix that is cached up to the last token but one would leave nothing to read, and vLLM would
             # choose a token at once, before anybody has asked for it.
             request.skip_reading_prefix_cache = (request.num_tokens - 1) % self.block_size == 0
-        return super().schedule(throttle_prefills)
+        step = super().schedule(throttle_prefills)
+        for request in resting:
+            self.waiting.add_request(request)
+        return step
 
     def _reserve_prefill_lookahead(self, request: Request, computed: int, new: int) -> int:
         """Return how many tokens of an answer to compute: all drafts if it is due, else no row that chooses."""
         chain = self.chains.get(request.request_id)
         if chain and not chain.only_reads and computed == request.num_tokens - 1:
             return new
-        return max(0, min(new, request.num_tokens - 1 - computed))
+        unread: int = request.num_tokens - 1 - computed
+        return max(0, min(new, unread))
 
     def get_grammar_bitmask(self, step: SchedulerOutput) -> RulesOfPass | None:
         """Return masks and parameters of the answers whose rows choose in this step."""
@@ -232,7 +238,8 @@ class CoupledRule:
         return self._choose(logits, drafts)
 
     def _choose(self, logits: Tensor, drafts: Seq[Tokens]) -> SamplerOutput:
-        batch, waits, start = self._runner.input_batch, [], 0
+        batch, start = self._runner.input_batch, 0
+        waits = list[Callable[[], list[int]] | None]()
         for index, drafted in enumerate(drafts):
             end = start + len(drafted) + 1
             params = self._params.get(batch.req_ids[index])
@@ -321,7 +328,7 @@ class Host:
         arguments = EngineArgs(
             model=asked.folder,
             dtype=asked.dtype,
-            max_model_len=asked.max_tokens,
+            max_model_len=-1,  # what the checkpoint and the cache allow
             max_num_seqs=asked.answers,
             tensor_parallel_size=asked.tensor_parallel,
             kv_cache_memory_bytes=asked.kv_bytes,
@@ -417,15 +424,18 @@ class Host:
 
         prompt: dict[str, Any] = {"prompt_token_ids": list(rows.prompt)}
         if rows.jpeg:
-            prompt["multi_modal_data"] = {"image": Image.open(io.BytesIO(rows.jpeg)).convert("RGB")}
+            try:
+                prompt["multi_modal_data"] = {"image": Image.open(io.BytesIO(rows.jpeg)).convert("RGB")}
+            except (OSError, ValueError, Image.DecompressionBombError):
+                return "image"
         # vLLM must end no answer by itself: what ends one is for the cloud to say.
         endless = SamplingParams(temperature=0.0, max_tokens=None, ignore_eos=True, detokenize=False)
         try:
             request = self._engine.input_processor.process_inputs(
                 str(rows.answer), prompt, endless, supported_tasks=self._engine.get_supported_tasks()
             )
-        except ValueError as error:
-            return "too_long" if "longer than" in str(error) else f"{error}"
+        except Exception as error:  # of one question: the others go on
+            return "too_long" if getattr(error, "parameter", "") == "input_tokens" else f"{error}"
         self._engine.input_processor.assign_request_id(request)
         self._core.add_request(*self._core.preprocess_add_request(request))
         self._names[rows.answer] = request.request_id
@@ -452,4 +462,3 @@ def _version() -> str:
 def main() -> None:
     """Serve the connection whose file descriptor is the first argument."""
     Host(Connection(int(sys.argv[1]))).run()
-

@@ -20,7 +20,6 @@ class LoadCheckpoint(msgspec.Struct, frozen=True, tag=True, kw_only=True):
     dtype: str
     device: str
     vocab_size: int
-    max_tokens: int
     sees: bool
     tensor_parallel: int
     kv_bytes: int

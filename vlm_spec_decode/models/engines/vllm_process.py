@@ -49,7 +49,9 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 """Between two attempts to start the process again."""
 
 _SERVES = "from vlm_spec_decode.models.engines.vllm_host import main; main()"
-_ASKS_VERSION = "from importlib.metadata import version as v, packages_distributions as p; print(v(p()['vllm'][0]))"
+_ASKS_VERSION = (
+    "from importlib.metadata import version as v, packages_distributions as p; print(v(p()['vllm'][0]))"
+)
 
 
 def find_python() -> Path:
@@ -109,6 +111,11 @@ class VllmProcess:
         """Process id, None between two processes."""
         return self._process.pid if self._process else None
 
+    @property
+    def is_running(self) -> bool:
+        """Whether there is a process with the checkpoint loaded."""
+        return self._connection is not None
+
     def start(self) -> None:
         """Start the process and wait until the checkpoint is loaded. Raises ModelError."""
         ours, theirs = socket.socketpair()
@@ -130,7 +137,9 @@ class VllmProcess:
             process.kill()
             code = process.wait()
             if isinstance(error, EOFError | OSError):
-                raise ModelError(f"vLLM's process ended with code {code} while it loaded the checkpoint") from None
+                raise ModelError(
+                    f"vLLM's process ended with code {code} while it loaded the checkpoint"
+                ) from None
             raise
         self.token_bytes, self.kv_bytes = ready.token_bytes, ready.kv_bytes
         with self._writing:
@@ -141,7 +150,7 @@ class VllmProcess:
 
     def check(self) -> None:
         """Raise EngineStopped unless the process runs."""
-        if self._connection is None:
+        if not self.is_running:
             raise EngineStopped("vLLM's process has ended and is being started again")
 
     def run(self, rows: Seq[wire.Rows], life: int) -> tuple[wire.Said, ...]:
@@ -153,12 +162,12 @@ class VllmProcess:
         try:
             self._send(connection, wire.Pass(tuple(rows)))
             if not connection.poll(HANGS_S):
-                raise TimeoutError(f"vLLM has said nothing for {HANGS_S:.0f} s")
+                raise EngineStopped(self._ended(life, f"it has said nothing for {HANGS_S:.0f} s"))
             answer = wire.from_engine.decode(connection.recv_bytes())
-            if isinstance(answer, wire.Refusal):
-                raise EOFError(answer.reason)
-        except (EOFError, OSError, msgspec.MsgspecError) as error:
-            raise EngineStopped(self._ended(life, str(error))) from None
+        except (EOFError, OSError, msgspec.MsgspecError):
+            raise EngineStopped(self._ended(life)) from None
+        if isinstance(answer, wire.Refusal):
+            raise EngineStopped(self._ended(life, answer.reason))
         assert isinstance(answer, wire.Passed)
         return answer.said
 
@@ -186,7 +195,7 @@ class VllmProcess:
         with self._writing:
             connection.send_bytes(wire.encode(message))
 
-    def _ended(self, life: int, why: str) -> str:
+    def _ended(self, life: int, why: str = "") -> str:
         """Note that the process has ended, and start another one; return what to say of it."""
         with self._writing:
             if life != self.life or self._process is None:
@@ -199,8 +208,7 @@ class VllmProcess:
             process.wait(ENDS_S)  # so that its own exit code is told
         process.kill()
         code = process.wait()
-        reason = f"vLLM's process has ended ({f'signal {-code}' if code < 0 else f'code {code}'}"
-        reason += f": {why})" if why else ")"
+        reason = f"vLLM's process has ended: {why or (f'signal {-code}' if code < 0 else f'code {code}')}"
         log.error("%s; it is started again", reason)
         threading.Thread(target=self._start_again, name="vsd-vllm-start", daemon=True).start()
         return reason
