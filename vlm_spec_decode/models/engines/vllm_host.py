@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 
 from vllm import EngineArgs, SamplingParams
+from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.llava import LlavaForConditionalGeneration
 from vllm.model_executor.models.llava_next import LlavaNextForConditionalGeneration
 from vllm.model_executor.models.utils import WeightsMapper
@@ -68,7 +69,18 @@ def _read_saved_towers() -> None:
         kind.hf_to_vllm_mapper = kind.hf_to_vllm_mapper | names
 
 
+def _ask_for_every_tensor() -> None:
+    """Let vLLM refuse a checkpoint with gaps, as it does only for quantised ones; in every worker."""
+    track = DefaultModelLoader.track_weights_loading
+
+    def strictly(loader: Any, model: Any, loaded: set[str] | None, quantized: bool = True) -> None:  # noqa: ARG001
+        track(loader, model, loaded, quantized=True)
+
+    DefaultModelLoader.track_weights_loading = strictly
+
+
 _read_saved_towers()
+_ask_for_every_tensor()
 
 
 class NoDrafts:
