@@ -50,6 +50,17 @@ def test_chain_parents_hang_below_each_other() -> None:
     assert chain_parents(4, 2, parent=3) == (3, 4)
 
 
+def test_the_chain_of_a_tree_is_that_of_the_eldest() -> None:
+    tree = SpeculationTree()
+    tree.add(draft(1, (5, 6, 7, 8, 9, 4), (0, 0, 1, 2, 1, 3)))
+    chain = tree.subtree(tree.live()).chain()
+    assert (chain.numbers, chain.tokens, chain.parents) == ((1, 3, 6), (5, 7, 4), (0, 1, 2))
+    own = chain.grown((2, 3), (0, 3)).chain()
+    assert (own.tokens, own.parents) == ((5, 7, 4, 3), (0, 1, 2, 3))
+    assert own.named(4) == (6, 3)
+    assert SpeculationTree().subtree(()).chain().tokens == ()
+
+
 def test_weights_fit_a_byte() -> None:
     assert (quantise(0.0), quantise(-1.0), quantise(-1e9), quantise(0.3)) == (0, 16, 255, 0)
 

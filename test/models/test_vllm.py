@@ -88,9 +88,7 @@ def running(theirs: VllmModel) -> None:
     await_ready(theirs)
 
 
-def step(
-    model: Model, context: ModelContext, said: Tokens, drafts: Tokens, params: SamplingParams
-) -> Tokens:
+def step(model: Model, context: ModelContext, said: Tokens, drafts: Tokens, params: SamplingParams) -> Tokens:
     """Return what one pass says after `said`."""
     parents = tuple(range(len(drafts)))
     (found,) = model.score_batch([ScoreRequest(context, said, drafts, parents)])
@@ -134,6 +132,15 @@ def test_the_picture_decides(ours: Model, theirs: VllmModel) -> None:
     answers = [plain(theirs, observation, GREEDY) for observation in (SEEN, other)]
     assert answers == [plain(ours, observation, GREEDY) for observation in (SEEN, other)]
     assert answers[0] != answers[1]
+
+
+@pytest.mark.parametrize("size", [(200, 150), (33, 61)])
+def test_pictures_are_made_smaller_or_larger_to_the_same_pixels(
+    ours: Model, theirs: VllmModel, size: tuple[int, int]
+) -> None:
+    for seed in range(3):
+        asked = Observation(Image(jpeg(*size, seed=seed), *size), SEEN.instruction)
+        assert plain(theirs, asked, GREEDY) == plain(ours, asked, GREEDY)
 
 
 def test_a_grammar_holds_with_drafts_that_it_forbids(ours: Model, theirs: VllmModel) -> None:
@@ -283,9 +290,7 @@ def test_a_process_that_hangs_is_killed(theirs: VllmModel, monkeypatch: pytest.M
 
 def test_threads_may_ask_at_once(ours: Model, theirs: VllmModel) -> None:
     truth, found = plain(ours, UNSEEN, GREEDY), list[Tokens]()
-    threads = [
-        threading.Thread(target=lambda: found.append(plain(theirs, UNSEEN, GREEDY))) for _ in range(3)
-    ]
+    threads = [threading.Thread(target=lambda: found.append(plain(theirs, UNSEEN, GREEDY))) for _ in range(3)]
     for thread in threads:
         thread.start()
     for thread in threads:

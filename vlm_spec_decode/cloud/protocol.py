@@ -26,7 +26,7 @@ from vlm_spec_decode.cloud.requests import (
     refusal,
 )
 from vlm_spec_decode.cloud.scheduler import Scheduler
-from vlm_spec_decode.core.errors import ConfigError, ProtocolError, VersionMismatch
+from vlm_spec_decode.core.errors import ConfigError, EngineStopped, ProtocolError, VersionMismatch
 from vlm_spec_decode.core.ports import ModelCard
 from vlm_spec_decode.core.types import Commit, EarlyExitVerdict
 from vlm_spec_decode.decoding.free_drafts import Memories
@@ -464,7 +464,7 @@ class ServerProtocol:
         request.mark_ready(now_s)
         if result.failure:
             if not self.scheduler.retry(job, result.failure, self.requests.values(), now_s):
-                self._fail(request, *refusal(result.failure))
+                self._give_up(request, result.failure)
         elif result.context is not None:
             answer_request = codec.answer_request(request.message, self._packer, request.core_image)
             policy = strategy(answer_request.strategy).cloud()
@@ -476,9 +476,17 @@ class ServerProtocol:
             try:
                 commit = request.session.complete(plan, result.scores, result.compute_s)
             except FAILURES as error:
-                self._fail(request, *refusal(error))
+                self._give_up(request, error)
             else:
                 self._responses.send_commit(request, commit)
+
+    def _give_up(self, request: ServerRequest, error: Exception) -> None:
+        """End an answer whose job has failed; if the engine has, it may go on later, or at another cloud."""
+        if isinstance(error, EngineStopped):
+            self._responses.send_busy(request.peer, request.message.answer, request.message.epoch, "engine")
+            self.requests.end(request)
+        else:
+            self._fail(request, *refusal(error))
 
     def under_way(self, now_s: float) -> bool:
         """Return whether there are unfinished answers of robots that still send messages."""

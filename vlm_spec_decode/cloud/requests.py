@@ -15,7 +15,6 @@ from typing import Literal, TypeAlias
 
 from vlm_spec_decode.cloud.config import MAX_PATIENCE_S, MIN_PATIENCE_S, ServerLimits
 from vlm_spec_decode.core.errors import (
-    EngineStopped,
     GrammarError,
     ImageError,
     InstructionError,
@@ -48,9 +47,6 @@ def refusal(error: Exception) -> tuple[str, str]:
         case NotFinite():
             log.error("an answer has ended: %s", error)
             return "not_finite", str(error)
-        case EngineStopped():
-            log.error("an answer has ended: %s", error)
-            return "engine_stopped", str(error)
         case OutOfMemory() | MemoryError():
             return "out_of_memory", "the target has no memory left for this answer"
     log.error("a job of the target failed", exc_info=error)

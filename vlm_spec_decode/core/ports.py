@@ -189,7 +189,7 @@ class ModelContext(ABC):
 
     @property
     def verifies_trees(self) -> bool:
-        """Whether a pass takes trees; a context that does not takes chains, each node below the one before."""
+        """Whether a pass takes trees; if not, it takes chains, each node below the one before."""
         return True
 
     @property

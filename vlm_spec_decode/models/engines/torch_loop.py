@@ -102,7 +102,7 @@ class TorchLoop(Engine):
     def load(self, model_id: str, source: str | Path, options: LoadOptions) -> VlmModel:
         """Load network, exits, tokenizer and prompt encoder. Raises ModelError."""
         if options.tensor_parallel > 1:
-            raise UsageError(
+            raise ModelError(
                 "our own loop gives whole layers to a GPU (device=auto): tensor_parallel is vllm's"
             )
         family, codec, vocabulary = read_vocabulary(model_id, source, options)

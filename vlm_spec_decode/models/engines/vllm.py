@@ -1,8 +1,8 @@
 """vLLM as the target's engine: chains of drafts verified in vLLM's own passes, in a process of its own.
 
-What is gained: every language model and VLM whose prompt we know how to write and that vLLM runs, tensor
+What is gained: the language models and VLMs whose prompt we know how to write, run by vLLM, with tensor
 parallelism, quantised checkpoints (FP8, AWQ, GPTQ), paged and shared KV. What is not there: trees (a session
-sends the best chain of one instead), early exits, the `rejection` rule. `models.engines.vllm_host` runs in the
+sends the best chain of one instead), early exits, the `rejection` rule. `models.engines.vllm_host` is the
 other process.
 
 A pass goes in two steps of ours. `VllmModel.score_batch` lets vLLM read the prompts of new answers. What it
@@ -53,7 +53,6 @@ from vlm_spec_decode.models.prompt import PromptStyle, prompt_digest
 from vlm_spec_decode.models.tokenizer import TokenizerCodec
 from vlm_spec_decode.models.vocabulary import tell_vocabulary
 
-
 log = logging.getLogger(__name__)
 
 
@@ -66,7 +65,7 @@ class Prompt:
 
 
 class VllmContext(ModelContext):
-    """One answer in vLLM. `said` are the answer's tokens that vLLM holds, `life` the process that holds them."""
+    """One answer in vLLM. `said` are the tokens that vLLM holds of it, `life` is the process that does."""
 
     __slots__ = ("answer", "life", "model", "prompt", "said")
 
@@ -176,7 +175,7 @@ class ChainChoices(Choices):
         return replace(self, allowed=tuple(allowed))
 
     def pick(self, rows: Seq[int], positions: Seq[int], params: SamplingParams) -> list[int]:
-        """Choose the token after each row that a walk down the chain reaches. Raises ModelError for others."""
+        """Choose the token after each row that a walk down the chain reaches; ModelError for others."""
         if any(position != len(self.prefix) + row for row, position in zip(rows, positions, strict=True)):
             raise ModelError("vLLM chooses the tokens of an answer in their own places only")
         said = self.passing.said(self, params)
@@ -187,7 +186,7 @@ class ChainChoices(Choices):
     def prefetch(self, positions: Seq[int], params: SamplingParams) -> Callable[[], None]:  # noqa: ARG002
         """Add this answer to the pass; return what runs it."""
         self.passing.add(self, params)
-        return lambda: self.passing.run()
+        return self.passing.run
 
     def ranked(
         self, rows: Seq[int], positions: Seq[int], params: SamplingParams, count: int, *, summed: bool = True
@@ -414,8 +413,8 @@ class Vllm(Engine):
         if options.exits:
             raise ModelError("vLLM has no early exits")
         log.warning(
-            "vLLM verifies chains and has no early exits: of the trees of hybrid and multi_branch it gets the best "
-            "chain, and early_exit drafts as speculative does"
+            "vLLM verifies chains and has no early exits: of the trees of hybrid and multi_branch it gets "
+            "the best chain, and early_exit drafts as speculative does"
         )
         family, codec, vocabulary = read_vocabulary(model_id, source, options)
         tell_vocabulary(vocabulary)

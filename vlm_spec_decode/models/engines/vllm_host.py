@@ -1,7 +1,7 @@
 """vLLM's own process: verifies the chains of many answers, one step of vLLM after the other.
 
-Runs in an environment of its own (`make setup-vllm`), because vLLM pins other versions than ours. Three things
-are put into vLLM, and nothing else of it is changed:
+Runs in an environment of its own (`make setup-vllm`), because vLLM pins other versions than ours. Three
+things are put into vLLM:
 
 - `ChainScheduler`, a subclass of vLLM's scheduler. A prompt is read up to its last token; then the answer
   rests until rows of it are asked for. Its drafts are `spec_token_ids`, which vLLM verifies in one step.
@@ -15,6 +15,7 @@ Written against one minor version of vLLM (`vllm_process.VERSION`): its inner na
 
 from __future__ import annotations
 
+import contextlib
 import io
 import logging
 import re
@@ -29,7 +30,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-
 from vllm import EngineArgs, SamplingParams
 from vllm.model_executor.model_loader.default_loader import DefaultModelLoader
 from vllm.model_executor.models.llava import LlavaForConditionalGeneration
@@ -44,8 +44,8 @@ from vllm.v1.request import Request, RequestStatus
 from vlm_spec_decode.core import types
 from vlm_spec_decode.core.errors import NotFinite
 from vlm_spec_decode.core.types import Tokens
-from vlm_spec_decode.models.choose_batch import BatchChoices
 from vlm_spec_decode.models.choose import DeviceChoices
+from vlm_spec_decode.models.choose_batch import BatchChoices
 from vlm_spec_decode.models.engines import vllm_messages as wire
 
 CHAIN = 32
@@ -92,7 +92,7 @@ class NoDrafts:
     def load_model(self, *args: Any, **settings: Any) -> None:
         """There is nothing to load."""
 
-    def propose(self, *args: Any, **settings: Any) -> list[list[int]]:
+    def propose(self, *_args: Any, **_settings: Any) -> list[list[int]]:
         """Propose nothing."""
         return []
 
@@ -169,7 +169,7 @@ class ChainScheduler(Scheduler):  # type: ignore[misc]
         return step
 
     def _reserve_prefill_lookahead(self, request: Request, computed: int, new: int) -> int:
-        """Return how many tokens of an answer to compute: all drafts if it is due, else no row that chooses."""
+        """Return how many tokens to compute of an answer: all if it is due, else no row that chooses."""
         chain = self.chains.get(request.request_id)
         if chain and not chain.only_reads and computed == request.num_tokens - 1:
             return new
@@ -236,7 +236,7 @@ class CoupledRule:
         self._params = rules.params if rules else {}
         return self._sample_tokens(rules if rules and rules.has_masks else None)
 
-    def plain(self, logits: Tensor, sampling_metadata: Any, **_settings: Any) -> SamplerOutput:
+    def plain(self, logits: Tensor, **_settings: Any) -> SamplerOutput:
         """Choose in a step without drafts: one row an answer."""
         return self._choose(logits, [()] * len(logits))
 
@@ -318,7 +318,8 @@ class Host:
         except Exception as error:
             logging.getLogger(__name__).exception("vLLM has failed")
             first = (str(error).strip().splitlines() or [""])[0]
-            self._send(wire.Refusal(f"{type(error).__name__}: {first}"))
+            with contextlib.suppress(OSError):  # nobody may be there any more
+                self._send(wire.Refusal(f"{type(error).__name__}: {first}"))
 
     def _serve(self) -> None:
         while True:
@@ -347,7 +348,7 @@ class Host:
             limit_mm_per_prompt={"image": 1 if asked.sees else 0, "video": 0},
             # Robot and cloud must see the same pixels, so pictures are prepared as by our own loop.
             mm_processor_kwargs={"use_fast": False} if asked.sees else None,
-            skip_tokenizer_init=False,
+            use_tqdm_on_load=False,
             async_scheduling=False,
             # On a CPU compiling takes longer than it saves: it is for trying things.
             enforce_eager=asked.device == "cpu",
@@ -446,7 +447,7 @@ class Host:
             request = self._engine.input_processor.process_inputs(
                 str(rows.answer), prompt, endless, supported_tasks=self._engine.get_supported_tasks()
             )
-        except Exception as error:  # of one question: the others go on
+        except Exception as error:  # noqa: BLE001 - of one question: the others go on
             return "too_long" if getattr(error, "parameter", "") == "input_tokens" else f"{error}"
         self._engine.input_processor.assign_request_id(request)
         self._core.add_request(*self._core.preprocess_add_request(request))

@@ -14,7 +14,7 @@ from vlm_spec_decode.core.types import SamplingParams, Tokens
 
 
 class LoadCheckpoint(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """The first message: what to load. `vocab_size` is the tokenizer's; rows of the head beyond are cut off."""
+    """The first message: what to load. `vocab_size` is the tokenizer's; the head may have more rows."""
 
     folder: str
     dtype: str

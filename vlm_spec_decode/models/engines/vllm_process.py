@@ -91,16 +91,16 @@ class VllmProcess:
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = threading.Event()
         self._package = tempfile.TemporaryDirectory(prefix="vsd-vllm-")
-        # Our package alone, and nothing else of this environment, which has other versions of vLLM's libraries.
+        # Our package alone, and nothing else of this environment, which has other versions of libraries.
         folder = Path(self._package.name)
-        os.symlink(Path(vlm_spec_decode.__file__).parent, folder / "vlm_spec_decode")
+        (folder / "vlm_spec_decode").symlink_to(Path(vlm_spec_decode.__file__).parent)
         (folder / "sitecustomize.py").write_text(SITECUSTOMIZE)
         checkpoint = folder / "checkpoint"
         checkpoint.mkdir()
         # vLLM takes every file of tensors for a part of the network; ours of the early exits is none.
         for file in Path(load.folder).iterdir():
             if file.stem != "exits":
-                os.symlink(file.absolute(), checkpoint / file.name)
+                (checkpoint / file.name).symlink_to(file.absolute())
         self._load = msgspec.structs.replace(load, folder=str(checkpoint))
         self.life = 0
         self.token_bytes = 0
@@ -220,7 +220,7 @@ class VllmProcess:
             try:
                 self.start()
             except ModelError as error:
-                log.error("vLLM does not start: %s", error)  # noqa: TRY400 - one line says it
+                log.error("vLLM does not start: %s", error)
                 pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
                 continue
             log.warning("vLLM runs again after %.0f s", time.monotonic() - began_s)
@@ -239,7 +239,7 @@ class VllmProcess:
 
 
 def _await_ready(connection: Connection, load: Load) -> wire.Ready:
-    """Wait until the checkpoint is loaded. Raises ModelError if it cannot be; EOFError if the process ends."""
+    """Wait until the checkpoint is loaded. Raises ModelError; EOFError if the process ends."""
     until_s = time.monotonic() + START_S
     while connection.poll(max(0.0, until_s - time.monotonic())):
         message = wire.from_engine.decode(connection.recv_bytes())

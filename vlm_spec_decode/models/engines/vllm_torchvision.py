@@ -1,8 +1,8 @@
-"""Lets vLLM import torchvision beside a torch without CUDA, where a registry has torchvision's CUDA build alone.
+"""Lets vLLM import torchvision's CUDA build beside a torch without CUDA: a registry may have no other build.
 
-Such a torchvision has no compiled operators and fails when it names two of them. vLLM prepares pictures with it
-and calls neither. Their names are declared just before torchvision is imported, in each process that vLLM
-starts: `vllm_process` puts `install` into their `sitecustomize`.
+Such a torchvision has no compiled operators and fails when it names two of them. vLLM prepares pictures
+with it and calls neither. Their names are declared just before torchvision is imported, in each process that
+vLLM starts: `vllm_process` puts `install` into their `sitecustomize`.
 """
 
 from __future__ import annotations
