@@ -33,7 +33,7 @@ ALONE = {
     *("ros", "robot", "demo", "mission", "test_docs.py"),
     *("test_executor_threads.py", "test_executor_robots.py", "test_replicas.py"),
     *("test_sockets.py", "test_service.py", "test_operations.py", "test_links.py"),
-    *("test_public_names.py", "test_wheel.py"),
+    *("test_public_names.py", "test_wheel.py", "test_vllm.py"),
 }
 """Folders and files whose tests live in wall-clock time, most of them with processes of their own."""
 

@@ -20,10 +20,12 @@ from test.models.checkpoints import jpeg
 from test.models.vllm_checkpoint import qwen2_vl
 from vlm_spec_decode.actions.grammar import language
 from vlm_spec_decode.core.errors import EngineStopped, ImageError, InstructionError, ModelError
+from vlm_spec_decode.core.load_progress import LOGGER
 from vlm_spec_decode.core.ports import Model, ModelContext, ScoreRequest
 from vlm_spec_decode.core.types import Image, Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.choices import as_choices
 from vlm_spec_decode.decoding.verify import verify_coupled
+from vlm_spec_decode.models.checkpoint import TENSORS
 from vlm_spec_decode.models.engines import vllm_process
 from vlm_spec_decode.models.engines.vllm import VllmModel
 from vlm_spec_decode.models.grammar import constrained
@@ -296,6 +298,16 @@ def test_threads_may_ask_at_once(ours: Model, theirs: VllmModel) -> None:
     for thread in threads:
         thread.join(timeout=60)
     assert found == [truth] * 3
+
+
+def test_the_load_is_told_as_it_goes(folder: Path, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level("INFO", LOGGER)
+    model = load_model(f"{folder},prompt=bare,engine=vllm,kv_mib=4,answers=2", role="target")
+    assert isinstance(model, VllmModel)
+    model.process.close()
+    load = next(record.load for record in caplog.records if hasattr(record, "load"))
+    assert load.total_bytes == (folder / "model.safetensors").stat().st_size
+    assert 0.9 < load.shares[TENSORS] <= 1.0
 
 
 def test_what_vllm_cannot_load_is_refused_in_one_line(tmp_path: Path, folder: Path) -> None:

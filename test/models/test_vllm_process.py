@@ -86,7 +86,7 @@ def test_what_goes_over_the_pipe_comes_out_as_it_went_in() -> None:
     for message in (LOAD, wire.Pass((rows,)), wire.Forget(3), wire.Close(3)):
         assert wire.to_engine.decode(wire.encode(message)) == message
     said = wire.Said(answer=3, tokens=(4, 5))
-    for answer in (wire.Progress("network", 0.5), wire.Refusal("no"), wire.Passed((said,))):
+    for answer in (wire.Progress(0.5), wire.Refusal("no"), wire.Passed((said,))):
         assert wire.from_engine.decode(wire.encode(answer)) == answer
 
 

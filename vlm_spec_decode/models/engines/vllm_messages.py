@@ -61,9 +61,8 @@ class Close(msgspec.Struct, frozen=True, tag=True):
 
 
 class Progress(msgspec.Struct, frozen=True, tag=True):
-    """How far loading is; may come many times before `Ready`."""
+    """How much of the checkpoint has been read, 0 to 1; may come many times before `Ready`."""
 
-    stage: str
     share: float
 
 

@@ -1,4 +1,4 @@
-"""The process that runs vLLM: started, watched, and started again if it ends; uses no torch and no vLLM.
+"""The process that runs vLLM: started, watched, and started again if it ends.
 
 One question goes over the pipe at a time. Whoever waits for an answer is told by an `EngineStopped` if the
 process ends or says nothing for `HANGS_S`. It is then started anew, and answers under way are read again from
@@ -24,6 +24,7 @@ import msgspec
 import vlm_spec_decode
 from vlm_spec_decode.core.errors import EngineStopped, ModelError
 from vlm_spec_decode.core.load_progress import Load, current_load
+from vlm_spec_decode.models.checkpoint import TENSORS
 from vlm_spec_decode.models.engines import vllm_messages as wire
 from vlm_spec_decode.models.engines.vllm_torchvision import SITECUSTOMIZE
 
@@ -130,8 +131,11 @@ class VllmProcess:
             )
         connection = Connection(ours.detach())
         try:
+            load = current_load()
+            files = Path(self._load.folder).glob("*.safetensors")
+            load.total_bytes, load.shares[TENSORS] = sum(file.stat().st_size for file in files), 0.0
             connection.send_bytes(wire.encode(self._load))
-            ready = _await_ready(connection, current_load())
+            ready = _await_ready(connection, load)
         except BaseException as error:
             connection.close()
             process.kill()
@@ -245,7 +249,7 @@ def _await_ready(connection: Connection, load: Load) -> wire.Ready:
         message = wire.from_engine.decode(connection.recv_bytes())
         match message:
             case wire.Progress():
-                load.advance(message.stage, message.share)
+                load.advance(TENSORS, message.share)
             case wire.Ready():
                 return message
             case wire.Refusal():
