@@ -12,7 +12,7 @@ from vlm_spec_decode.cloud.requests import BatchResult, JobResult, Jobs, ServerC
 from vlm_spec_decode.cloud.scheduler import KEPT_PLACES, Scheduler
 from vlm_spec_decode.core.types import AnswerRequest, Observation, SamplingParams, Tokens
 from vlm_spec_decode.decoding.policy import CloudPolicy
-from vlm_spec_decode.decoding.price import Price
+from vlm_spec_decode.decoding.price import USUAL_NODE, Price
 from vlm_spec_decode.decoding.session import Session
 from vlm_spec_decode.decoding.tree import SpeculationTree
 from vlm_spec_decode.protocol import codec
@@ -121,6 +121,22 @@ def test_the_price_is_0_alone_and_grows_with_the_queue_and_with_others_haste() -
     assert queue[-1] == pytest.approx(20)
     assert told(5, others_deadline_s=60.0).others < told(5, others_deadline_s=0.7).others
     assert told(5, own_deadline_s=60.0).others > told(5, own_deadline_s=0.7).others
+
+
+def test_a_node_costs_something_where_every_pass_so_far_has_read_prompts() -> None:
+    """At 128 robots all do; with nodes for nothing a pass verified 51 of them for each answer."""
+    one, first = Scheduler(ServerLimits(batch=32, prices=True), ServerCounts()), request(1)
+    first.is_cached = False
+    jobs = one.next_batch([first], 0.0)
+    plan = jobs[0].plan
+    assert plan is not None
+    one.on_batch_done(BatchResult(jobs, (JobResult(plan=plan, compute_s=0.2),), 0.2), [first], 0.2)
+    requests = [request(number) for number in range(2, 12)]
+    one.next_batch(requests, 0.3)
+    for each in requests:
+        assert each.session is not None
+        (price,) = each.session.policy.prices  # type: ignore[attr-defined]
+        assert price.node_s == pytest.approx(USUAL_NODE * 0.2)
 
 
 def test_what_answers_take_is_learned_from_their_passes() -> None:

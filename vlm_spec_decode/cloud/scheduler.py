@@ -24,7 +24,7 @@ from vlm_spec_decode.cloud.requests import (
     ServerRequest,
 )
 from vlm_spec_decode.core.errors import OutOfMemory
-from vlm_spec_decode.decoding.price import FREE, PassTimes, Price, others_of, urgency
+from vlm_spec_decode.decoding.price import FREE, USUAL_NODE, PassTimes, Price, others_of, urgency
 from vlm_spec_decode.strategies.estimators import RunningMean
 
 GROW_AFTER = 64
@@ -219,10 +219,12 @@ class Scheduler:
         pass_s = max(self._pass_s, self.times.seconds(size, 0))
         # A full pass takes nobody more: who joins it takes the place of another, which is worth its share.
         answer_s = self.times.answer_s if len(ready) <= self.batch else pass_s / size
+        # Passes that read prompts have not told yet what a node costs; it is not nothing.
+        node_s = self.times.node_s if self.times.base_s else USUAL_NODE * pass_s
         left = [(self._left_s(each), each.deadline_s) for each in ready]
         urgencies = [urgency(work_s, None if end_s is None else end_s - now_s) for work_s, end_s in left]
         return {
-            id(each): Price(others=others, pass_s=pass_s, answer_s=answer_s, node_s=self.times.node_s)
+            id(each): Price(others=others, pass_s=pass_s, answer_s=answer_s, node_s=node_s)
             for each, others in zip(ready, others_of(urgencies), strict=True)
         }
 
