@@ -18,6 +18,9 @@ from vlm_spec_decode.core.errors import MissingExtra
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "vlm_spec_decode"
+OTHER_ENVIRONMENT = PACKAGE / "models" / "engines" / "vllm_host.py"
+"""Runs in vLLM's own environment, and is imported nowhere in ours."""
+
 OTHER_NAMES = {"cv2": "opencv-python-headless"}
 
 HIDE = """
@@ -107,8 +110,11 @@ def test_every_library_that_is_imported_is_of_the_base_or_of_an_extra() -> None:
     base = base - {"pillow", "pyyaml", "pyzmq"} | {"PIL", "yaml", "zmq"}
     of_ros_itself = {"ament_index_python", "launch", "launch_ros"}
     only_for_types = {"_typeshed", "typing_extensions"}
+    of_its_own_environment = {"vllm"}
     imported = {name for path in PACKAGE.rglob("*.py") for name in third_party(path)}
-    assert imported - base - set(extras.EXTRAS) == of_ros_itself | only_for_types
+    assert imported - base - set(extras.EXTRAS) == (
+        of_ros_itself | only_for_types | of_its_own_environment
+    )
     assert not base & set(extras.EXTRAS)
 
 
@@ -133,6 +139,12 @@ def test_an_extra_brings_what_all_folders_of_its_machine_import(extra: str) -> N
     for folder in PARTS[extra]:
         for library in optional_libraries(folder):
             assert {extra, *BESIDE} & set(extras.EXTRAS[library]), f"{folder} imports {library}"
+
+
+def test_what_runs_in_another_environment_is_imported_nowhere_in_ours() -> None:
+    imports = re.compile(rf"^\s*(from|import) .*\b{OTHER_ENVIRONMENT.stem}\b", re.MULTILINE)
+    for path in PACKAGE.rglob("*.py"):
+        assert not imports.search(path.read_text(encoding="utf-8")), path
 
 
 def test_no_folder_is_left_out() -> None:
@@ -175,6 +187,7 @@ def test_a_part_is_imported_whole_with_its_own_extra_alone(extra: str) -> None:
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for folder in PARTS[extra]
         for path in sorted((PACKAGE / folder).rglob("*.py"))
+        if path != OTHER_ENVIRONMENT
     ]
     code = (
         "import importlib, json\n"

@@ -125,12 +125,12 @@ def test_what_an_engine_cannot_do_is_refused(folder: Path) -> None:
 
 
 def test_engines_are_chosen_by_name(folder: Path) -> None:
-    assert SHIPPED == (DEFAULT_ENGINE,)
+    assert SHIPPED == (DEFAULT_ENGINE, "vllm")
     assert ENGINES[DEFAULT_ENGINE] is ENGINE
     options = parse_spec("a/b,engine=transformers", LoadOptions()).options
     assert options.engine == "transformers"
     assert type(load_model(f"{folder},engine=torch_loop", engine="transformers")).__name__ == "VlmModel"
-    with pytest.raises(ModelError, match=r"unknown engine 'steam' \(known: torch_loop, transformers\)"):
+    with pytest.raises(ModelError, match=r"unknown engine 'steam' \(known: torch_loop, vllm, transformers\)"):
         load_model(f"{folder},engine=steam")
     with pytest.raises(ConfigError, match="already an engine 'torch_loop'"):
         register_engine("torch_loop", "elsewhere:ENGINE")

@@ -160,6 +160,11 @@ class MaskedContext(ModelContext):
     inner: ModelContext
     walk: GrammarWalk
 
+    @property
+    def verifies_trees(self) -> bool:
+        """Pass on."""
+        return self.inner.verifies_trees
+
     def prefill(self) -> None:
         """Pass on."""
         self.inner.prefill()
@@ -198,11 +203,6 @@ class MaskedContext(ModelContext):
             return None
         allowed = self.walk.below(prefix, tokens, parents)
         return lambda exit_layer, scores: on_exit(exit_layer, _masked(scores, allowed))
-
-    @property
-    def verifies_trees(self) -> bool:
-        """Pass on."""
-        return self.inner.verifies_trees
 
     @property
     def kv_bytes(self) -> int:
