@@ -1,6 +1,7 @@
 import io
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from vlm_spec_decode.core.trace import LinkUsage, RoundTrace
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.mission.reports import DecodeReport
 from vlm_spec_decode.mission.state import MissionStatus
+from vlm_spec_decode.robot.registry import robot_kind
 from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros.convert import from_compressed, to_compressed, to_ranges
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED
@@ -141,7 +143,9 @@ def test_rviz_draws_every_marker_at_once_and_finds_none_twice(name, array):
         numbers = [place.x, place.y, place.z, marker.scale.x, marker.scale.y, marker.scale.z]
         assert all(map(math.isfinite, numbers))
         assert math.hypot(turn.x, turn.y, turn.z, turn.w) == pytest.approx(1.0)
-        assert marker.type != Marker.TEXT_VIEW_FACING or (marker.text and marker.scale.z > 0)
+        if marker.type == Marker.TEXT_VIEW_FACING:
+            assert marker.text
+            assert 0.3 * marker.scale.z < marker.scale.x < marker.scale.z, "a space no wider than a letter"
         assert marker.type != Marker.CUBE or min(numbers[3:]) > 0
 
 
@@ -156,6 +160,17 @@ def test_one_array_replaces_whatever_plan_was_drawn_before():
                 shown[key] = marker
         assert sum(ns == "actions" for ns, _ in shown) == len(plan.actions)
         assert (("end", 0) in shown) == bool(plan.actions)
+
+
+def test_labels_of_actions_in_one_place_stand_above_each_other_and_the_status_above_them():
+    plan = Plan("m", 1, 0.0, 0, (Turn(90.0), Turn(-30.0), Turn(10.0)))
+    markers = plan_markers(plan, (0.0, 0.0, 0.0), "odom").markers
+    labels = [marker for marker in markers if marker.ns == "actions"]
+    status = next(m for m in body_markers(BodyView(stop_m=0.5), "base_link").markers if m.ns == "status")
+    heights = [marker.pose.position.z for marker in labels]
+    heights.append(robot_kind("go2").spec.legs.standing_height_m + status.pose.position.z)
+    line_m = 2 * labels[0].scale.z  # what RViz takes for a line
+    assert all(high - low >= line_m - 1e-9 for low, high in pairwise(heights))
 
 
 def test_obstacles_the_status_and_the_e_stop_are_seen():
@@ -173,7 +188,10 @@ def test_obstacles_the_status_and_the_e_stop_are_seen():
     assert len(set(colours)) == 3, "within the stop zone, far, near"
     assert near["status", 0].text == "acting | turn(20)"
     stopped = parts(status="acting", source="estop")
-    assert stopped["status", 0].text.startswith("E-STOP")
+    assert stopped["status", 0].text == "E-STOP\nacting"
+    long = parts(status="acting | walk to the door and then to the red chair")["status", 0].text
+    assert max(map(len, long.splitlines())) <= 24
+    assert " ".join(long.splitlines()) == "acting | walk to the door and then to the red chair"
     assert stopped["hull", 0].color.r > near["hull", 0].color.r
 
 

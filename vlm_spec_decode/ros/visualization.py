@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from textwrap import wrap
 from typing import Any
 
 from builtin_interfaces.msg import Duration
@@ -39,8 +40,14 @@ FOOTPRINT_Z_M = 0.02
 LIFETIME_S = 3
 """Of what is drawn around the body once a second: it vanishes with the node. A plan stays until the next."""
 
+LABEL_M, STATUS_Z_M, STATUS_LETTERS = 0.12, 1.0, 24
+"""Height of the letters of labels and status; where the status stands, above the labels; letters of its lines."""
+
 RANGE_SHOWN_M = 3.0
 """Free distances beyond this are not drawn."""
+
+LINE_HEIGHT, SPACE_WIDTH = 2.0, 0.55
+"""Of RViz's font, in heights of a capital letter, which is what a marker's `scale.z` gives."""
 
 SIDES = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))
 """Directions of front, left, rear and right in the body's frame."""
@@ -62,6 +69,16 @@ def marker(kind: int, name: str, number: int, frame: str, **fields: Any) -> Mark
     """
     made = Marker(type=kind, ns=name, id=number, frame_locked=True, **fields)
     made.header.frame_id = frame
+    return made
+
+
+def words(name: str, number: int, frame: str, text: str, height_m: float, colour: ColorRGBA) -> Marker:
+    """Return a text that faces the viewer; its capital letters are `height_m` high.
+
+    Without a width RViz makes a space as wide as in a text of 1 m: a sentence reaches across the room.
+    """
+    made = marker(Marker.TEXT_VIEW_FACING, name, number, frame, text=text, color=colour)
+    made.scale.x, made.scale.z = SPACE_WIDTH * height_m, height_m
     return made
 
 
@@ -94,10 +111,9 @@ def plan_markers(
     line.scale.x, line.pose.orientation.w = 0.05, 1.0
     found = [line]
     for number, (pose, action) in enumerate(steps):
-        label = marker(Marker.TEXT_VIEW_FACING, "actions", number, frame, color=colour)
-        label.text = f"{'' if plan.verified else 'draft: '}{format_action(action)}"
-        label.scale.z = 0.12
-        found.append(_placed(label, pose, 0.5 + 0.12 * (number % 3)))
+        text = f"{'' if plan.verified else 'draft: '}{format_action(action)}"
+        label = words("actions", number, frame, text, LABEL_M, colour)
+        found.append(_placed(label, pose, 0.5 + LABEL_M * LINE_HEIGHT * (number % 3)))
     if steps:
         body = marker(Marker.CUBE, "end", 0, frame, color=_faded(colour, 0.25))
         _sized(body, HULL.length_m, HULL.width_m, HULL.height_m)
@@ -128,11 +144,12 @@ def body_markers(view: BodyView, frame: str) -> MarkerArray:
     zone = marker(Marker.CUBE, "stop zone", 0, frame, color=_faded(ALARM, 0.35))
     _sized(zone, view.stop_m, HULL.width_m, 0.02)
     _placed(zone, (HULL.length_m / 2 + view.stop_m / 2, 0.0, 0.0), -HULL.height_m / 2 - 0.08)
-    words = marker(Marker.TEXT_VIEW_FACING, "status", 0, frame)
-    words.color, words.scale.z = _faded(ALARM if is_stopped else FAR, 1.0), 0.2 if is_stopped else 0.12
-    words.text = f"E-STOP\n{view.status}" if is_stopped else view.status or " "
-    _placed(words, (0.0, 0.0, 0.0), 0.55)
-    found = [box, zone, words, *_range_markers(view, frame)]
+    # Lines, because one long line of letters that can be read reaches out of the view.
+    lines = (["E-STOP"] if is_stopped else []) + wrap(view.status, STATUS_LETTERS)
+    text = "\n".join(lines) or " "
+    colour = _faded(ALARM if is_stopped else FAR, 1.0)
+    status = words("status", 0, frame, text, 0.2 if is_stopped else LABEL_M, colour)
+    found = [box, zone, _placed(status, (0.0, 0.0, 0.0), STATUS_Z_M), *_range_markers(view, frame)]
     for each in found:
         each.lifetime = life
     return MarkerArray(markers=found)
@@ -151,9 +168,8 @@ def _range_markers(view: BodyView, frame: str) -> list[Marker]:
         place = (x * away_m, y * away_m, math.atan2(y, x))
         wall = marker(Marker.CUBE, "obstacles", side, frame, color=colour)
         _sized(wall, 0.02, 2 * half[1] if x else 2 * half[0], 0.3)
-        words = marker(Marker.TEXT_VIEW_FACING, "distances", side, frame, color=_faded(colour, 1.0))
-        words.text, words.scale.z = f"{free_m:.2f} m", 0.1
-        found += [_placed(wall, place, 0.0), _placed(words, place, 0.25)]
+        metres = words("distances", side, frame, f"{free_m:.2f} m", 0.1, _faded(colour, 1.0))
+        found += [_placed(wall, place, 0.0), _placed(metres, place, 0.25)]
     return found
 
 
