@@ -41,7 +41,7 @@ LIFETIME_S = 3
 """Of what is drawn around the body once a second: it vanishes with the node. A plan stays until the next."""
 
 LABEL_M, STATUS_Z_M, STATUS_LETTERS = 0.12, 1.0, 24
-"""Height of the letters of labels and status; where the status stands, above the labels; letters of its lines."""
+"""Height of letters of labels and status; where the status stands, above the labels; letters of its lines."""
 
 RANGE_SHOWN_M = 3.0
 """Free distances beyond this are not drawn."""
