@@ -28,6 +28,7 @@ from visualization_msgs.msg import Marker, MarkerArray
 from vlm_spec_decode.actions.plan import Plan, Pose, waypoints
 from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.core.errors import ImageError
+from vlm_spec_decode.core.images import drawable
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.robot.registry import robot_kind
 from vlm_spec_decode.ros import diagnostics
@@ -40,8 +41,9 @@ FOOTPRINT_Z_M = 0.02
 LIFETIME_S = 3
 """Of what is drawn around the body once a second: it vanishes with the node. A plan stays until the next."""
 
-LABEL_M, STATUS_Z_M, STATUS_LETTERS = 0.12, 1.0, 24
-"""Height of letters of labels and status; where the status stands, above the labels; letters of its lines."""
+LABEL_M, ALARM_M = 0.12, 0.16
+STATUS_Z_M, STATUS_LETTERS, STATUS_LINES = 0.9, 24, 3
+"""Where the status begins, above the labels; its size."""
 
 RANGE_SHOWN_M = 3.0
 """Free distances beyond this are not drawn."""
@@ -77,7 +79,7 @@ def words(name: str, number: int, frame: str, text: str, height_m: float, colour
 
     Without a width RViz makes a space as wide as in a text of 1 m: a sentence reaches across the room.
     """
-    made = marker(Marker.TEXT_VIEW_FACING, name, number, frame, text=text, color=colour)
+    made = marker(Marker.TEXT_VIEW_FACING, name, number, frame, text=drawable(text), color=colour)
     made.scale.x, made.scale.z = SPACE_WIDTH * height_m, height_m
     return made
 
@@ -144,12 +146,15 @@ def body_markers(view: BodyView, frame: str) -> MarkerArray:
     zone = marker(Marker.CUBE, "stop zone", 0, frame, color=_faded(ALARM, 0.35))
     _sized(zone, view.stop_m, HULL.width_m, 0.02)
     _placed(zone, (HULL.length_m / 2 + view.stop_m / 2, 0.0, 0.0), -HULL.height_m / 2 - 0.08)
-    # Lines, because one long line of letters that can be read reaches out of the view.
-    lines = (["E-STOP"] if is_stopped else []) + wrap(view.status, STATUS_LETTERS)
+    # Few short lines, because letters that can be read soon reach out of the view; the overlay has all words.
+    head, status = ["E-STOP"] if is_stopped else [], drawable(view.status)
+    lines = head + wrap(status, STATUS_LETTERS, max_lines=STATUS_LINES - len(head), placeholder=" ...")
     text = "\n".join(lines) or " "
-    colour = _faded(ALARM if is_stopped else FAR, 1.0)
-    status = words("status", 0, frame, text, 0.2 if is_stopped else LABEL_M, colour)
-    found = [box, zone, _placed(status, (0.0, 0.0, 0.0), STATUS_Z_M), *_range_markers(view, frame)]
+    height_m = ALARM_M if is_stopped else LABEL_M
+    sign = words("status", 0, frame, text, height_m, _faded(ALARM if is_stopped else FAR, 1.0))
+    # Its lines are drawn about its place, and its lowest one is not to sink into the labels.
+    place_m = STATUS_Z_M + height_m * LINE_HEIGHT * max(1, len(lines)) / 2
+    found = [box, zone, _placed(sign, (0.0, 0.0, 0.0), place_m), *_range_markers(view, frame)]
     for each in found:
         each.lifetime = life
     return MarkerArray(markers=found)
@@ -255,9 +260,9 @@ def _bands(caption: Caption, width: int) -> tuple[PilImage.Image, PilImage.Image
             pen.text((x, 3 + LINE * number), word, fill=COLOURS[kind], font=_font())
     below = PilImage.new("RGBA", (width, 2 * LINE + 4), SHADE)
     pen = ImageDraw.Draw(below)
-    pen.text((6, 2), caption.state, fill=WHITE, font=_font())
-    pen.text((6, 2 + LINE), caption.figures, fill=WHITE, font=_font())
     length = _font().getlength(caption.source)
+    pen.text((6, 2), _cut(drawable(caption.state), width - length - 24), fill=WHITE, font=_font())
+    pen.text((6, 2 + LINE), caption.figures, fill=WHITE, font=_font())
     colour = MODES.get(caption.source, WHITE)
     pen.text((width - length - 6, 2), caption.source, fill=colour, font=_font())
     return above, below
@@ -291,8 +296,8 @@ def _wrap(width: int, pieces: tuple[AnswerPiece, ...]) -> list[list[tuple[float,
     """Return lines of words, each with its position and kind, wrapped at the frame's edge."""
     lines: list[list[tuple[float, str, str]]] = []
     x = math.inf
-    words = ((word, piece.kind) for piece in pieces for word in _words(piece.text.replace("\n", " ")))
-    for word, kind in words:
+    texts = ((drawable(piece.text.replace("\n", " ")), piece.kind) for piece in pieces)
+    for word, kind in ((word, kind) for text, kind in texts for word in _words(text)):
         length = _font().getlength(word)
         if x + length > width - 6:
             lines.append([])
@@ -300,6 +305,15 @@ def _wrap(width: int, pieces: tuple[AnswerPiece, ...]) -> list[list[tuple[float,
         lines[-1].append((x, word, kind))
         x += length
     return lines
+
+
+def _cut(text: str, width: float) -> str:
+    """Return as much of a text as fits into the width, and dots for the rest."""
+    if _font().getlength(text) <= width:
+        return text
+    while text and _font().getlength(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text}..."
 
 
 def _words(text: str) -> list[str]:
