@@ -123,7 +123,7 @@ def _palette(pictures: Sequence[PilImage.Image], colours: int) -> PilImage.Image
 
 
 def record_screen(part: str, folder: Path, seconds: float) -> subprocess.Popen[bytes]:
-    """Begin to film a part of the X screen, such as `1180x780+10+10`, with ffmpeg."""
+    """Film a part of the X screen, such as `1180x780+10+10`, with ffmpeg; return when its film has begun."""
     folder.mkdir(parents=True, exist_ok=True)
     size, left, top = part.split("+")
     grab = ["-f", "x11grab", "-draw_mouse", "0", "-framerate", str(1000 // PERIOD_MS), "-video_size", size]
@@ -131,7 +131,10 @@ def record_screen(part: str, folder: Path, seconds: float) -> subprocess.Popen[b
     named = ["-vf", "settb=1/1000,setpts=PTS-STARTPTS", "-enc_time_base", "1/1000", "-vsync", "vfr"]
     command = ["ffmpeg", "-loglevel", "error", *grab, "-i", f"{os.environ['DISPLAY']}+{left},{top}"]
     command += ["-t", str(seconds), *named, "-frame_pts", "1", str(folder / "%06d.png")]
-    return subprocess.Popen(command)
+    recorder = subprocess.Popen(command)
+    while recorder.poll() is None and not any(folder.iterdir()):
+        time.sleep(0.01)
+    return recorder
 
 
 def film_page(
@@ -156,12 +159,15 @@ def film_page(
                 (SAY_S, lambda: page.fill("#instruction", say)),
                 (2 * SAY_S, lambda: page.press("#instruction", "Enter")),
             ]
-        began_s = time.monotonic()
         with record_screen(screen[0], Path(screen[1]), seconds) if screen else nullcontext():
+            began_s = time.monotonic()
             while (spent_s := time.monotonic() - began_s) < seconds:
                 if steps and spent_s >= steps[0][0]:
                     steps.pop(0)[1]()
-                page.screenshot(path=str(folder / f"{round(1000 * spent_s):06d}.png"))
+                picture = page.screenshot()
+                # A picture shows what is there when it is done, on a busy computer a while later.
+                at_ms = round(1000 * (time.monotonic() - began_s))
+                (folder / f"{at_ms:06d}.png").write_bytes(picture)
                 time.sleep(max(0.0, PERIOD_MS / 1000 - (time.monotonic() - began_s - spent_s)))
         browser.close()
 
