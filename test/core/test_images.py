@@ -290,3 +290,18 @@ def test_any_bytes_end_in_an_image_or_its_error():
             broken[rng.integers(8, len(broken))] = rng.integers(256)
         with contextlib.suppress(ImageError):
             assert images.file_image(bytes(broken)).width > 0
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [
+        ("walk to the red ball", "walk to the red ball"),
+        ("geh zum größten Stuhl", "geh zum grossten Stuhl"),
+        ("¿dónde está la niña? – à côté …", "donde esta la nina? - a cote ..."),
+        ("“go” → 1\u00a0m", '"go" -> 1 m'),
+        ("去 door", "? door"),
+    ],
+)
+def test_text_is_spelt_in_letters_that_every_font_has(text, shown):
+    assert images.drawable(text) == shown
+    assert images.drawable(shown) == shown

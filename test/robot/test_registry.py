@@ -47,6 +47,12 @@ def test_those_that_ship_are_of_their_names_and_hold_their_specs() -> None:
     assert not robot_kind("fake").spec.walking_codes
 
 
+def test_a_title_can_be_the_heading_of_a_page_and_names_no_option() -> None:
+    for name in ("go2", "sim", "fake"):
+        for quoted in re.findall(r"`(.*?)`", robot_kind(name).spec.title):
+            assert quoted.startswith("vsd "), "a command, not a setting that only its reader of code knows"
+
+
 def test_the_robot_of_topics_is_registered_and_has_no_postures_or_codes() -> None:
     pytest.importorskip("rclpy", reason="its topics are those of ROS 2")
     spec = robot_kind("cmd_vel").spec

@@ -215,6 +215,7 @@ def test_the_path_is_seen_among_the_arrows_and_no_label_lies_on_another():
     # A turn on the spot draws an arrow for each step of the angle's tolerance: a star, not a disc.
     assert 2 * math.pi / odometry["Angle Tolerance"] <= 16
     assert odometry["Keep"] <= 40
+    assert not shown["Frames"]["Show Names"], "the body covers most of each"
     frames = shown["Frames"]["Frames"]
     assert [name for name in FRAMES if frames[name]["Value"] and "camera" in name] == ["front_camera_optical"]
     assert {name for name in FRAMES if frames[name]["Value"]} == {"odom", "base_link", "front_camera_optical"}

@@ -1,6 +1,7 @@
 import io
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -18,6 +19,7 @@ from vlm_spec_decode.core.trace import LinkUsage, RoundTrace
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.mission.reports import DecodeReport
 from vlm_spec_decode.mission.state import MissionStatus
+from vlm_spec_decode.robot.registry import robot_kind
 from vlm_spec_decode.ros import typed
 from vlm_spec_decode.ros.convert import from_compressed, to_compressed, to_ranges
 from vlm_spec_decode.ros.middleware import COMMAND, LATCHED
@@ -73,10 +75,14 @@ def test_the_overlay_holds_the_words_and_keeps_the_frames_size(image):
         draw(Image(b"no jpeg", 1, 1), Caption())
 
 
-def test_a_wide_frame_is_shown_small_with_its_words_in_their_colours(image):
+def wide_frame():
     buffer = io.BytesIO()
     PilImage.new("RGB", (1280, 720), (200, 200, 200)).save(buffer, "JPEG")
-    wide = Image(buffer.getvalue(), 1280, 720)
+    return Image(buffer.getvalue(), 1280, 720)
+
+
+def test_a_wide_frame_is_shown_small_with_its_words_in_their_colours():
+    wide = wide_frame()
     said = draw(wide, Caption((AnswerPiece("Ball\nahead. " * 20, "accepted"),), "acting", source="estop"))
     with PilImage.open(io.BytesIO(said.jpeg)) as opened:
         assert opened.size == (said.width, said.height) == (640, 360)
@@ -87,6 +93,15 @@ def test_a_wide_frame_is_shown_small_with_its_words_in_their_colours(image):
     assert (below[..., 0] - below[..., 1]).max() > 80, "red: the e-stop commands"
     assert np.median(above) < 120 > np.median(below)
     assert draw(wide, Caption()).jpeg != said.jpeg, "another caption, drawn anew"
+
+
+def test_the_overlay_draws_letters_that_its_font_has_and_cuts_what_is_too_long():
+    def shown(state, source="none"):
+        return draw(wide_frame(), Caption(state=state, source=source)).jpeg
+
+    assert shown("größer, à côté") == shown("grosser, a cote") != shown("gr\u25a1\u25a1er")
+    assert shown("word " * 100) == shown("word " * 200), "nothing runs under the source of commands"
+    assert shown("word " * 100, "none") != shown("word " * 100, "language")
 
 
 def test_pieces_are_the_answer_and_tell_drafts_from_corrections():
@@ -141,7 +156,9 @@ def test_rviz_draws_every_marker_at_once_and_finds_none_twice(name, array):
         numbers = [place.x, place.y, place.z, marker.scale.x, marker.scale.y, marker.scale.z]
         assert all(map(math.isfinite, numbers))
         assert math.hypot(turn.x, turn.y, turn.z, turn.w) == pytest.approx(1.0)
-        assert marker.type != Marker.TEXT_VIEW_FACING or (marker.text and marker.scale.z > 0)
+        if marker.type == Marker.TEXT_VIEW_FACING:
+            assert marker.text
+            assert 0.3 * marker.scale.z < marker.scale.x < marker.scale.z, "a space no wider than a letter"
         assert marker.type != Marker.CUBE or min(numbers[3:]) > 0
 
 
@@ -156,6 +173,25 @@ def test_one_array_replaces_whatever_plan_was_drawn_before():
                 shown[key] = marker
         assert sum(ns == "actions" for ns, _ in shown) == len(plan.actions)
         assert (("end", 0) in shown) == bool(plan.actions)
+
+
+def test_labels_of_actions_in_one_place_stand_above_each_other():
+    plan = Plan("m", 1, 0.0, 0, (Turn(90.0), Turn(-30.0), Turn(10.0)))
+    labels = [m for m in plan_markers(plan, (0.0, 0.0, 0.0), "odom").markers if m.ns == "actions"]
+    line_m = 2 * labels[0].scale.z  # what RViz takes for a line
+    assert all(b.pose.position.z - a.pose.position.z >= line_m - 1e-9 for a, b in pairwise(labels))
+
+
+@pytest.mark.parametrize("source", ["language", "estop"])
+@pytest.mark.parametrize("status", ["", "acting", "acting | walk to the door and then to the red chair"])
+def test_the_status_begins_above_the_highest_label_however_long_it_is(status, source):
+    plan = Plan("m", 1, 0.0, 0, (Turn(90.0), Turn(-30.0), Turn(10.0)))
+    markers = plan_markers(plan, (0.0, 0.0, 0.0), "odom").markers
+    top_m = max(m.pose.position.z + m.scale.z for m in markers if m.ns == "actions")
+    view = BodyView(stop_m=0.5, status=status, source=source)
+    words = next(m for m in body_markers(view, "base_link").markers if m.ns == "status")
+    middle_m = robot_kind("go2").spec.legs.standing_height_m + words.pose.position.z
+    assert top_m < middle_m - words.scale.z * len(words.text.split("\n")) < top_m + 0.3
 
 
 def test_obstacles_the_status_and_the_e_stop_are_seen():
@@ -173,7 +209,18 @@ def test_obstacles_the_status_and_the_e_stop_are_seen():
     assert len(set(colours)) == 3, "within the stop zone, far, near"
     assert near["status", 0].text == "acting | turn(20)"
     stopped = parts(status="acting", source="estop")
-    assert stopped["status", 0].text.startswith("E-STOP")
+    assert stopped["status", 0].text == "E-STOP\nacting"
+    assert stopped["status", 0].scale.z > near["status", 0].scale.z
+    whole = parts(status="acting | walk to the red chair")["status", 0]
+    assert whole.text == "acting | walk to the red\nchair"
+    for source, begin in (("none", "acting | grosser"), ("estop", "E-STOP\nacting | grosser")):
+        long = parts(status="acting | " + "größer als der rote Stuhl, " * 9, source=source)["status", 0]
+        lines = long.text.split("\n")
+        assert long.text.startswith(begin)
+        assert lines[-1].endswith(" ..."), "and the rest is in the overlay"
+        # What RViz's view of the robot holds; a line is twice as high as a capital, a letter as wide as one.
+        assert 2 * long.scale.z * len(lines) < 1.0
+        assert long.scale.z * max(map(len, lines)) < 4.0
     assert stopped["hull", 0].color.r > near["hull", 0].color.r
 
 

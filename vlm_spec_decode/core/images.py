@@ -11,6 +11,7 @@ import contextlib
 import io
 import struct
 import threading
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any, Protocol
@@ -27,6 +28,22 @@ from vlm_spec_decode.core.types import Image
 
 QUALITY = 90
 """JPEG quality of the images that are made here."""
+
+SPELT = str.maketrans(
+    {"ß": "ss", "æ": "ae", "œ": "oe", "ø": "o", "ł": "l", "“": '"', "”": '"', "„": '"', "‘": "'", "’": "'"}
+    | {"–": "-", "—": "-", "→": "->", "·": "-", "¿": "", "¡": "", "\N{NO-BREAK SPACE}": " "}
+)
+"""How letters without an accent to drop are written in ASCII."""
+
+
+def drawable(text: str) -> str:
+    """Return text in ASCII: the fonts of Pillow and RViz have no other letters, and draw gaps or boxes.
+
+    Letters lose their accents; what has no letter in ASCII is a question mark.
+    """
+    plain = unicodedata.normalize("NFKD", text.translate(SPELT))
+    return "".join(c if c.isascii() else "?" for c in plain if not unicodedata.combining(c))
+
 
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF", "PPM", "JPEG2000", "AVIF", "ICO", "TGA", "MPO")
 """What Pillow may read: pictures only, nothing that starts another program."""

@@ -19,6 +19,7 @@ from PIL import ImageDraw, ImageFont
 
 from vlm_spec_decode.actions.parser import parse_action
 from vlm_spec_decode.actions.reprojection import end_of
+from vlm_spec_decode.core.images import drawable
 from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.demo.report import MissionStep
 from vlm_spec_decode.demo.timeline import ANSWERING, MOVING, UPLOADING, Timeline
@@ -129,7 +130,7 @@ def _strip(instruction: str, mission_s: float, state: str, step: MissionStep | N
     picture = PilImage.new("RGB", (width_px, STRIP_PX), PAPER)
     draw = ImageDraw.Draw(picture)
     large, small = ImageFont.load_default(size=18), ImageFont.load_default(size=15)
-    draw.text((12, 8), f"\u201c{instruction}\u201d", fill=INK, font=large)
+    draw.text((12, 8), f"\u201c{drawable(instruction)}\u201d", fill=INK, font=large)
     draw.text(
         (width_px - 12, 8),
         f"{max(0.0, mission_s):.1f} s   {state}",
@@ -139,5 +140,5 @@ def _strip(instruction: str, mission_s: float, state: str, step: MissionStep | N
     )
     words = "" if step is None else f"answer {step.number}: {step.text}"
     for number, line in enumerate(textwrap.wrap(words, COLUMNS)[:2]):
-        draw.text((12, 38 + LINE_PX * number), line, fill=QUIET, font=small)
+        draw.text((12, 38 + LINE_PX * number), drawable(line), fill=QUIET, font=small)
     return np.asarray(picture)

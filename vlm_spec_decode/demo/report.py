@@ -22,6 +22,7 @@ from rich.table import Table
 from vlm_spec_decode.actions.plan import Plan, PlanStatus
 from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.core.errors import SceneError
+from vlm_spec_decode.core.images import drawable
 from vlm_spec_decode.core.pose import Pose2D
 from vlm_spec_decode.core.trace import GenerationResult
 from vlm_spec_decode.core.types import Image, Observation
@@ -394,7 +395,7 @@ def annotate(frame: Image, instruction: str, step: MissionStep) -> PilImage.Imag
     draw = ImageDraw.Draw(page)
     font = ImageFont.load_default(size=16)
     for index, line in enumerate(lines):
-        draw.text((10, height + 6 + LINE_PX * index), line, fill="black", font=font)
+        draw.text((10, height + 6 + LINE_PX * index), drawable(line), fill="black", font=font)
     return page
 
 

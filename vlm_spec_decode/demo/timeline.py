@@ -16,6 +16,7 @@ from typing import Any
 from PIL import Image as PilImage
 from PIL import ImageDraw, ImageFont
 
+from vlm_spec_decode.core.images import drawable
 from vlm_spec_decode.core.profiles import LinkProfile
 
 MOVING, WAITING, UPLOADING, ANSWERING = "moving", "waiting", "uploading", "answering"
@@ -186,7 +187,7 @@ def save_timelines(title: str, runs: Mapping[str, Timeline], file: Path) -> None
     draw = ImageDraw.Draw(page)
     longest_s = max((line.total_s for line in runs.values()), default=0.0) or 1.0
     font, small = ImageFont.load_default(size=17), ImageFont.load_default(size=13)
-    draw.text((10, 6), title, fill=INK, font=font)
+    draw.text((10, 6), drawable(title), fill=INK, font=font)
     bottom = LINE_PX + len(runs) * PANEL_PX
     for at_s in _ticks(longest_s):
         x = _x(at_s, longest_s)

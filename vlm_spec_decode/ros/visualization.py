@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from importlib.util import find_spec
+from textwrap import wrap
 from typing import Any
 
 from builtin_interfaces.msg import Duration
@@ -27,6 +28,7 @@ from visualization_msgs.msg import Marker, MarkerArray
 from vlm_spec_decode.actions.plan import Plan, Pose, waypoints
 from vlm_spec_decode.actions.types import format_action
 from vlm_spec_decode.core.errors import ImageError
+from vlm_spec_decode.core.images import drawable
 from vlm_spec_decode.core.types import Image
 from vlm_spec_decode.robot.registry import robot_kind
 from vlm_spec_decode.ros import diagnostics
@@ -39,8 +41,15 @@ FOOTPRINT_Z_M = 0.02
 LIFETIME_S = 3
 """Of what is drawn around the body once a second: it vanishes with the node. A plan stays until the next."""
 
+LABEL_M, ALARM_M = 0.12, 0.16
+STATUS_Z_M, STATUS_LETTERS, STATUS_LINES = 0.9, 24, 3
+"""Where the status begins, above the labels; its size."""
+
 RANGE_SHOWN_M = 3.0
 """Free distances beyond this are not drawn."""
+
+LINE_HEIGHT, SPACE_WIDTH = 2.0, 0.55
+"""Of RViz's font, in heights of a capital letter, which is what a marker's `scale.z` gives."""
 
 SIDES = ((1.0, 0.0), (0.0, 1.0), (-1.0, 0.0), (0.0, -1.0))
 """Directions of front, left, rear and right in the body's frame."""
@@ -62,6 +71,16 @@ def marker(kind: int, name: str, number: int, frame: str, **fields: Any) -> Mark
     """
     made = Marker(type=kind, ns=name, id=number, frame_locked=True, **fields)
     made.header.frame_id = frame
+    return made
+
+
+def words(name: str, number: int, frame: str, text: str, height_m: float, colour: ColorRGBA) -> Marker:
+    """Return a text that faces the viewer; its capital letters are `height_m` high.
+
+    Without a width RViz makes a space as wide as in a text of 1 m: a sentence reaches across the room.
+    """
+    made = marker(Marker.TEXT_VIEW_FACING, name, number, frame, text=drawable(text), color=colour)
+    made.scale.x, made.scale.z = SPACE_WIDTH * height_m, height_m
     return made
 
 
@@ -94,10 +113,9 @@ def plan_markers(
     line.scale.x, line.pose.orientation.w = 0.05, 1.0
     found = [line]
     for number, (pose, action) in enumerate(steps):
-        label = marker(Marker.TEXT_VIEW_FACING, "actions", number, frame, color=colour)
-        label.text = f"{'' if plan.verified else 'draft: '}{format_action(action)}"
-        label.scale.z = 0.12
-        found.append(_placed(label, pose, 0.5 + 0.12 * (number % 3)))
+        text = f"{'' if plan.verified else 'draft: '}{format_action(action)}"
+        label = words("actions", number, frame, text, LABEL_M, colour)
+        found.append(_placed(label, pose, 0.5 + LABEL_M * LINE_HEIGHT * (number % 3)))
     if steps:
         body = marker(Marker.CUBE, "end", 0, frame, color=_faded(colour, 0.25))
         _sized(body, HULL.length_m, HULL.width_m, HULL.height_m)
@@ -128,11 +146,15 @@ def body_markers(view: BodyView, frame: str) -> MarkerArray:
     zone = marker(Marker.CUBE, "stop zone", 0, frame, color=_faded(ALARM, 0.35))
     _sized(zone, view.stop_m, HULL.width_m, 0.02)
     _placed(zone, (HULL.length_m / 2 + view.stop_m / 2, 0.0, 0.0), -HULL.height_m / 2 - 0.08)
-    words = marker(Marker.TEXT_VIEW_FACING, "status", 0, frame)
-    words.color, words.scale.z = _faded(ALARM if is_stopped else FAR, 1.0), 0.2 if is_stopped else 0.12
-    words.text = f"E-STOP\n{view.status}" if is_stopped else view.status or " "
-    _placed(words, (0.0, 0.0, 0.0), 0.55)
-    found = [box, zone, words, *_range_markers(view, frame)]
+    # Few short lines, because letters that can be read soon reach out of the view; the overlay has all words.
+    head, status = ["E-STOP"] if is_stopped else [], drawable(view.status)
+    lines = head + wrap(status, STATUS_LETTERS, max_lines=STATUS_LINES - len(head), placeholder=" ...")
+    text = "\n".join(lines) or " "
+    height_m = ALARM_M if is_stopped else LABEL_M
+    sign = words("status", 0, frame, text, height_m, _faded(ALARM if is_stopped else FAR, 1.0))
+    # Its lines are drawn about its place, and its lowest one is not to sink into the labels.
+    place_m = STATUS_Z_M + height_m * LINE_HEIGHT * max(1, len(lines)) / 2
+    found = [box, zone, _placed(sign, (0.0, 0.0, 0.0), place_m), *_range_markers(view, frame)]
     for each in found:
         each.lifetime = life
     return MarkerArray(markers=found)
@@ -151,9 +173,8 @@ def _range_markers(view: BodyView, frame: str) -> list[Marker]:
         place = (x * away_m, y * away_m, math.atan2(y, x))
         wall = marker(Marker.CUBE, "obstacles", side, frame, color=colour)
         _sized(wall, 0.02, 2 * half[1] if x else 2 * half[0], 0.3)
-        words = marker(Marker.TEXT_VIEW_FACING, "distances", side, frame, color=_faded(colour, 1.0))
-        words.text, words.scale.z = f"{free_m:.2f} m", 0.1
-        found += [_placed(wall, place, 0.0), _placed(words, place, 0.25)]
+        metres = words("distances", side, frame, f"{free_m:.2f} m", 0.1, _faded(colour, 1.0))
+        found += [_placed(wall, place, 0.0), _placed(metres, place, 0.25)]
     return found
 
 
@@ -239,9 +260,9 @@ def _bands(caption: Caption, width: int) -> tuple[PilImage.Image, PilImage.Image
             pen.text((x, 3 + LINE * number), word, fill=COLOURS[kind], font=_font())
     below = PilImage.new("RGBA", (width, 2 * LINE + 4), SHADE)
     pen = ImageDraw.Draw(below)
-    pen.text((6, 2), caption.state, fill=WHITE, font=_font())
-    pen.text((6, 2 + LINE), caption.figures, fill=WHITE, font=_font())
     length = _font().getlength(caption.source)
+    pen.text((6, 2), _cut(drawable(caption.state), width - length - 24), fill=WHITE, font=_font())
+    pen.text((6, 2 + LINE), caption.figures, fill=WHITE, font=_font())
     colour = MODES.get(caption.source, WHITE)
     pen.text((width - length - 6, 2), caption.source, fill=colour, font=_font())
     return above, below
@@ -275,8 +296,8 @@ def _wrap(width: int, pieces: tuple[AnswerPiece, ...]) -> list[list[tuple[float,
     """Return lines of words, each with its position and kind, wrapped at the frame's edge."""
     lines: list[list[tuple[float, str, str]]] = []
     x = math.inf
-    words = ((word, piece.kind) for piece in pieces for word in _words(piece.text.replace("\n", " ")))
-    for word, kind in words:
+    texts = ((drawable(piece.text.replace("\n", " ")), piece.kind) for piece in pieces)
+    for word, kind in ((word, kind) for text, kind in texts for word in _words(text)):
         length = _font().getlength(word)
         if x + length > width - 6:
             lines.append([])
@@ -284,6 +305,15 @@ def _wrap(width: int, pieces: tuple[AnswerPiece, ...]) -> list[list[tuple[float,
         lines[-1].append((x, word, kind))
         x += length
     return lines
+
+
+def _cut(text: str, width: float) -> str:
+    """Return as much of a text as fits into the width, and dots for the rest."""
+    if _font().getlength(text) <= width:
+        return text
+    while text and _font().getlength(f"{text}...") > width:
+        text = text[:-1]
+    return f"{text}..."
 
 
 def _words(text: str) -> list[str]:

@@ -334,5 +334,5 @@ def _connect_simulated(address: RobotAddress, clock: Clock) -> RobotParts:
     return _parts(_config(address, SIMULATED_INTERFACE, SIMULATED_DOMAIN), clock)
 
 
-ROBOT = RobotKind(_spec("go2", "a Unitree Go2 on `interface`, through its SDK"), _connect)
+ROBOT = RobotKind(_spec("go2", "a Unitree Go2, through its SDK"), _connect)
 SIMULATED = RobotKind(_spec("sim", "the Go2 of `vsd sim`, through the same SDK"), _connect_simulated)
