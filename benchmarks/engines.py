@@ -154,6 +154,17 @@ def equal(ours: VlmModel, theirs: VllmModel, seed: int, count: int) -> list[Figu
 
 
 @contextmanager
+def in_vllm(folder: Path, kv_mib: int) -> Iterator[VllmModel]:
+    """Load the checkpoint in vLLM for as long as the block runs."""
+    model = load_model(f"{folder},prompt=bare,engine=vllm,kv_mib={kv_mib},answers=16")
+    assert isinstance(model, VllmModel)
+    try:
+        yield model
+    finally:
+        model.process.close()
+
+
+@contextmanager
 def cloud(folder: Path) -> Iterator[subprocess.Popen[bytes]]:
     """Run `vsd cloud --engine vllm` until it answers; end it and all that it has started."""
     command = [sys.executable, "-m", "vlm_spec_decode.cli", "cloud", "--engine", "vllm", "--insecure"]
@@ -289,14 +300,12 @@ def main() -> int:
         assert isinstance(ours, VlmModel)
         if "killed" in parts:
             figures += killed(ours, folder)
-        if {"equal", "passes"} & {*parts}:
-            theirs = load_model(f"{folder},prompt=bare,engine=vllm,kv_mib=1,answers=16")
-            assert isinstance(theirs, VllmModel)
-            if "equal" in parts:
+        if "equal" in parts:
+            with in_vllm(folder, kv_mib=1) as theirs:
                 figures += equal(ours, theirs, options.seed, 60 if options.quick else 600)
-            if "passes" in parts:
+        if "passes" in parts:
+            with in_vllm(folder, kv_mib=64) as theirs:
                 ratios = passes(ours, theirs)
-            theirs.process.close()
     return report(figures, ROOT / "out" / "engines" / "engines.json", seed=options.seed, passes=ratios)
 
 

@@ -112,9 +112,7 @@ def test_every_library_that_is_imported_is_of_the_base_or_of_an_extra() -> None:
     only_for_types = {"_typeshed", "typing_extensions"}
     of_its_own_environment = {"vllm"}
     imported = {name for path in PACKAGE.rglob("*.py") for name in third_party(path)}
-    assert imported - base - set(extras.EXTRAS) == (
-        of_ros_itself | only_for_types | of_its_own_environment
-    )
+    assert imported - base - set(extras.EXTRAS) == (of_ros_itself | only_for_types | of_its_own_environment)
     assert not base & set(extras.EXTRAS)
 
 

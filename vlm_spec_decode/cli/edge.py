@@ -73,7 +73,7 @@ def robot_options(function: Function) -> Function:
             ),
             click.option("--limits", type=FILE, default=None, help="YAML of the safety gate's limits."),
             options(EdgeSettings, "cloud", "cloud_choice", "keys", "draft", "strategy", keys=FOLDER),
-            options(EdgeSettings, "draft_budget", "image_budget_s"),
+            options(EdgeSettings, "draft_budget", "draft_floor", "deadline_s", "image_budget_s"),
             setting_option(PROFILE),
             options(RunnerConfig, *RUNNER_NAMES),
         )
@@ -136,6 +136,8 @@ class EdgeOptions:
     draft: str
     strategy: str
     draft_budget: str
+    draft_floor: float
+    deadline_s: float
     image_budget_s: float
     profile: str
     fallback: str
@@ -235,6 +237,8 @@ def _edge_settings(options: EdgeOptions) -> EdgeSettings:
         draft=options.draft,
         strategy=options.strategy,
         draft_budget=options.draft_budget,
+        draft_floor=options.draft_floor,
+        deadline_s=options.deadline_s,
         image_budget_s=options.image_budget_s,
         hardware=load_hardware(options.profile) if options.profile else None,
         timing=ProtocolTiming.walking(LINK_SILENCE_S, settings_of(EdgeSettings)["connect_timeout_s"].default),

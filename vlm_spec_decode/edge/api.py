@@ -64,12 +64,13 @@ class EngineOptions(TypedDict, total=False):
     `strategy` and `rule` set how edge and cloud decode, `temperature` 0 is greedy, `seed` keys the sampling,
     `max_tokens` bounds an answer. `draft_length` is the tokens drafted per round, `draft_budget` what all
     drafting may take of this computer, such as "0.5core" or "3W". `draft_floor` is how likely a token must be
-    to be drafted from and sent. `objective` is what the cloud saves: "latency", "balanced" or "cost".
-    `image_budget_s` is how long a picture may take on the uplink, which decides its size. `answer_timeout_s`
-    is the silence of the cloud that fails an answer. `draft` and `target` name checkpoints, DIR or
-    ID[@REV][,dtype=…]; `threads` is for computing. `grammar` constrains answers to the action language; the
-    cloud must be started with the same choice (`vsd cloud --no-grammar`). `cloud_choice` "nearest" uses
-    whichever of several clouds has the shortest round trip, "order" the first.
+    to be drafted from and sent, `deadline_s` within what time an answer is of use, by which a busy cloud
+    orders its work. `objective` is what the cloud saves: "latency", "balanced" or "cost". `image_budget_s` is
+    how long a picture may take on the uplink, which decides its size. `answer_timeout_s` is the silence of
+    the cloud that fails an answer. `draft` and `target` name checkpoints, DIR or ID[@REV][,dtype=…];
+    `threads` is for computing. `grammar` constrains answers to the action language; the cloud must be started
+    with the same choice (`vsd cloud --no-grammar`). `cloud_choice` "nearest" uses whichever of several clouds
+    has the shortest round trip, "order" the first.
     """
 
     strategy: str
@@ -80,6 +81,7 @@ class EngineOptions(TypedDict, total=False):
     draft_length: int
     draft_budget: str
     draft_floor: float
+    deadline_s: float
     objective: str
     image_budget_s: float
     answer_timeout_s: float

@@ -70,6 +70,8 @@ OF_ENGINE = (
     *(
         "draft_length",
         "draft_budget",
+        "draft_floor",
+        "deadline_s",
         "image_budget_s",
         "answer_timeout_s",
         "connect_timeout_s",
