@@ -184,7 +184,7 @@ profile, acceptance 0.9, a question every 10 s a robot:
 | Wi-Fi, 1.5 s | 1.08 to 1.18 | 1.37 | 1.89 | 3.67 | 7 against 1 | 4 against 1 |
 | LTE, 3 s | 1.01 to 1.03 | 1.06 | 1.11 | 1.37 | 0.80 (12 against 15) | 0.42 (5 against 12) |
 | LTE, 1.5 s | 1.51 to 1.65 | 1.77 | 2.37 | 10 against 4 | 3 against 1 | |
-| GPU's seconds an answer over `speculative`, Wi-Fi | 1.1 to 1.2 | 1.1 | 1.01 | 0.90 | 2.0 | 1.4 |
+| GPU's seconds an answer over `speculative`, Wi-Fi, 3 s | 1.10 to 1.36 | 1.08 | 1.01 | 0.90 | 2.03 | 1.42 |
 
 From 128 robots on the GPU is asked for far more than it can do: a tenth of the answers is in time whatever
 decodes them. On the `go2_a100` profile a pass takes too long for any but one or two robots to be in time.
