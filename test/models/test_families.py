@@ -271,8 +271,8 @@ def test_an_entry_point_is_enough(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     lines = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
     assert lines["families"] == " ".join((*SHIPPED, "mistral3", "gpt2"))
-    assert lines["engines"] == "torch_loop transformers"
-    assert "[torch_loop|transformers]" in done.stdout
+    assert lines["engines"] == "torch_loop vllm transformers"
+    assert "[torch_loop|vllm|transformers]" in done.stdout
     assert lines["loaded"] == "seeing told"
     assert lines["broken"].startswith("ConfigError family 'gpt2' cannot be imported from not_there:FAMILY")
     assert "already a family 'llama'" in done.stderr
