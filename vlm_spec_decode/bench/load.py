@@ -270,7 +270,7 @@ class LoadRun:
             **{name: counts[name] for name in ("right", "wrong", "refused", "failed")},
             "reasons": dict(reasons),
             "resumed": sum(asked.epochs > 0 for asked in self.asked),
-            "seconds": round(self.elapsed_s, 3),
+            "seconds": round(self.elapsed_s, 6),
             "goodput_answers_per_s": round(len(right) / self.elapsed_s, 3),
             "goodput_tokens_per_s": round(tokens / self.elapsed_s, 2),
             "first_token_s": quantiles([a.first_token_s for a in right]),
