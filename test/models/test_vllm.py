@@ -6,7 +6,10 @@ The checkpoint is tiny and has Qwen's 151,936 ids. Skipped where `make setup-vll
 from __future__ import annotations
 
 import os
+import re
 import signal
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -308,6 +311,38 @@ def test_the_load_is_told_as_it_goes(folder: Path, caplog: pytest.LogCaptureFixt
     load = next(record.load for record in caplog.records if hasattr(record, "load"))
     assert load.total_bytes == (folder / "model.safetensors").stat().st_size
     assert 0.9 < load.shares[TENSORS] <= 1.0
+
+
+@pytest.mark.parametrize("is_loaded", [True, False])
+def test_it_ends_with_a_cloud_that_is_killed(folder: Path, is_loaded: bool) -> None:
+    """Also one that still loads; and the folder that the cloud would have removed goes with it."""
+    code = "import sys, time\nfrom vlm_spec_decode.models.loader import load_model\n"
+    code += "model = load_model(sys.argv[1])\nprint('loaded', flush=True)\ntime.sleep(300)"
+    spec = f"{folder},prompt=bare,engine=vllm,kv_mib=4,answers=2"
+    cloud = subprocess.Popen([sys.executable, "-c", code, spec], stdout=subprocess.PIPE, text=True)
+    assert cloud.stdout is not None
+    try:
+        if is_loaded:
+            assert cloud.stdout.readline() == "loaded\n"
+        until_s = time.monotonic() + 120
+        while not (found := hosts_of(cloud.pid)):
+            assert time.monotonic() < until_s
+            time.sleep(0.1)
+        (pid,) = found
+        places = re.findall(r"/[^\0]*/vsd-vllm-[^\0/]+", Path(f"/proc/{pid}/cmdline").read_text())
+        assert Path(places[0]).is_dir()
+    finally:
+        cloud.kill()
+        cloud.wait()
+    until_s = time.monotonic() + 90  # it first imports vLLM, on a busy computer for half a minute
+    while Path(f"/proc/{pid}").exists() or Path(places[0]).exists():
+        assert time.monotonic() < until_s
+        time.sleep(0.1)
+
+
+def hosts_of(pid: int) -> list[int]:
+    command = ["pgrep", "-P", str(pid), "-f", "vllm_host"]
+    return [int(word) for word in subprocess.run(command, capture_output=True, check=False).stdout.split()]
 
 
 def test_what_vllm_cannot_load_is_refused_in_one_line(tmp_path: Path, folder: Path) -> None:

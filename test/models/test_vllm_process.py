@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from vlm_spec_decode.core.errors import ModelError
+from vlm_spec_decode.core.errors import EngineStopped, ModelError
 from vlm_spec_decode.models.engines import vllm_messages as wire
 from vlm_spec_decode.models.engines import vllm_process
 from vlm_spec_decode.models.engines.base import LoadOptions
@@ -26,6 +31,24 @@ LOAD = wire.LoadCheckpoint(
     kv_bytes=1 << 20,
     answers=4,
 )
+
+
+STAND_IN = f"""
+import sys
+from multiprocessing.connection import Connection
+if "importlib" in sys.argv[2]:
+    sys.exit(print("0.32.0"))
+sys.path.insert(0, {str(Path(__file__).parents[2])!r})
+from vlm_spec_decode.models.engines import vllm_messages as wire
+connection = Connection(int(sys.argv[3]))
+connection.recv_bytes()
+connection.send_bytes(wire.encode(wire.Ready(version="0.32.0", kv_bytes=1, token_bytes=1)))
+while True:
+    asked = wire.to_engine.decode(connection.recv_bytes())
+    if isinstance(asked, wire.Pass):
+        said = tuple(wire.Said(answer=rows.answer, tokens=(7,)) for rows in asked.rows)
+        connection.send_bytes(wire.encode(wire.Passed(said)))
+"""
 
 
 def interpreter(folder: Path, text: str) -> Path:
@@ -79,6 +102,73 @@ def test_a_process_that_ends_while_it_loads_is_told(tmp_path: Path, monkeypatch:
     assert not process.is_running
     process.close()
     process.close()
+
+
+@pytest.fixture
+def served(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[VllmProcess]:
+    """A process that loads nothing and says 7 to everything."""
+    monkeypatch.setenv(vllm_process.PYTHON_VARIABLE, str(interpreter(tmp_path, STAND_IN)))
+    monkeypatch.setattr(vllm_process, "FIRST_PAUSE_S", 0.05)
+    process = VllmProcess(LOAD)
+    process.start()
+    yield process
+    process.close()
+
+
+def eventually(holds: Callable[[], bool]) -> None:
+    until_s = time.monotonic() + 30
+    while not holds():
+        assert time.monotonic() < until_s
+        time.sleep(0.02)
+
+
+def test_a_process_that_ends_while_nobody_asks_is_noticed_and_started_again(served: VllmProcess) -> None:
+    assert served.run([wire.Rows(answer=3)], 1)[0].tokens == (7,)
+    pid = served.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    eventually(lambda: served.pid != pid and served.is_running)
+    assert served.life == 2
+    with pytest.raises(EngineStopped, match="started again"):
+        served.run([wire.Rows(answer=3)], 1)
+    assert served.run([wire.Rows(answer=3)], 2)[0].tokens == (7,)
+    served.tell(wire.Close(3), 1)
+    served.tell(wire.Close(3), 2)
+
+
+def test_who_waits_is_told_how_the_process_ended(
+    served: VllmProcess, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pid = served.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    timer = threading.Timer(0.3, os.kill, (pid, signal.SIGKILL))
+    timer.start()
+    with pytest.raises(EngineStopped, match="signal 9"):
+        served.run([wire.Rows(answer=3)], 1)
+    eventually(lambda: served.life == 2)
+    monkeypatch.setattr(vllm_process, "HANGS_S", 0.3)
+    pid = served.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    with pytest.raises(EngineStopped, match="said nothing for"):
+        served.run([wire.Rows(answer=3)], 2)
+
+
+def test_closing_ends_it_for_good(served: VllmProcess) -> None:
+    pid, folder = served.pid, Path(served._package.name)
+    assert pid is not None
+    assert folder.is_dir()
+    served.close()
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+    assert not folder.exists()
+    time.sleep(0.3)
+    assert not served.is_running
+    with pytest.raises(EngineStopped):
+        served.check()
+    with pytest.raises(ModelError, match="has been closed"):
+        served.start()
 
 
 def test_what_goes_over_the_pipe_comes_out_as_it_went_in() -> None:

@@ -18,8 +18,12 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import os
 import re
+import select
+import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Seq
@@ -58,6 +62,9 @@ REJECTED = -1
 ALL_LEGAL = -1
 """A word of a bit mask that allows all of its 32 ids."""
 
+
+ORPHANED_S = 1.0
+"""Within this time after its pipe has closed, it is known whether the cloud has ended."""
 
 UNNAMED_TOWER = re.compile(r"^(model\.)?vision_tower\.(?!vision_model\.)")
 """Tensors of a vision tower as Transformers 5 saves them, without the part of the name that vLLM expects."""
@@ -491,5 +498,27 @@ def _version() -> str:
 
 
 def main() -> None:
-    """Serve the connection whose file descriptor is the first argument."""
-    Host(Connection(int(sys.argv[1]))).run()
+    """Serve the connection of this descriptor, the first argument; the second is the package's folder."""
+    connection = Connection(int(sys.argv[1]))
+    leaving = threading.Thread(
+        target=_leave_with, args=(connection.fileno(), os.getppid(), sys.argv[2]), daemon=True
+    )
+    leaving.start()
+    Host(connection).run()
+    leaving.join(2 * ORPHANED_S)
+
+
+def _leave_with(pipe: int, cloud: int, folder: str) -> None:
+    """End this process as soon as the other end of the pipe is gone, even while it loads, or hangs in a step.
+
+    A cloud that was killed has left the folder behind: it is removed.
+    """
+    hangs_up = select.poll()
+    hangs_up.register(pipe, 0)
+    hangs_up.poll()
+    until_s = time.monotonic() + ORPHANED_S
+    while os.getppid() == cloud and time.monotonic() < until_s:
+        time.sleep(ORPHANED_S / 10)
+    if os.getppid() != cloud:
+        shutil.rmtree(folder, ignore_errors=True)
+    os._exit(0)

@@ -2,7 +2,7 @@
 
 One question goes over the pipe at a time. Whoever waits for an answer is told by an `EngineStopped` if the
 process ends or says nothing for `HANGS_S`. It is then started anew, and answers under way are read again from
-their committed tokens.
+their committed tokens. A thread waits for its end, so that it is noticed when nobody asks, too.
 """
 
 from __future__ import annotations
@@ -10,7 +10,9 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
 import socket
+import struct
 import subprocess
 import tempfile
 import threading
@@ -48,6 +50,8 @@ ENDS_S = 2.0
 
 FIRST_PAUSE_S, LONGEST_PAUSE_S = 1.0, 60.0
 """Between two attempts to start the process again."""
+
+_ENDED = "vLLM's process has ended"
 
 _SERVES = "from vlm_spec_decode.models.engines.vllm_host import main; main()"
 _ASKS_VERSION = (
@@ -88,9 +92,11 @@ class VllmProcess:
         self._python = find_python()
         check_version(self._python)
         self._writing = threading.Lock()
+        self._ending = threading.Lock()
         self._connection: Connection | None = None
         self._process: subprocess.Popen[bytes] | None = None
         self._closed = threading.Event()
+        self._reason = _ENDED
         self._package = tempfile.TemporaryDirectory(prefix="vsd-vllm-")
         # Our package alone, and nothing else of this environment, which has other versions of libraries.
         folder = Path(self._package.name)
@@ -109,7 +115,7 @@ class VllmProcess:
 
     @property
     def pid(self) -> int | None:
-        """Process id, None between two processes."""
+        """Process id, also while it loads the checkpoint; None between two processes."""
         return self._process.pid if self._process else None
 
     @property
@@ -118,44 +124,46 @@ class VllmProcess:
         return self._connection is not None
 
     def start(self) -> None:
-        """Start the process and wait until the checkpoint is loaded. Raises ModelError."""
+        """Start the process and wait until the checkpoint is loaded. Raises ModelError, OSError."""
+        load = current_load()
+        files = Path(self._load.folder).glob("*.safetensors")
+        load.total_bytes, load.shares[TENSORS] = sum(file.stat().st_size for file in files), 0.0
         ours, theirs = socket.socketpair()
-        with theirs:
-            process = subprocess.Popen(
-                [self._python, "-c", _SERVES, str(theirs.fileno())],
-                pass_fds=(theirs.fileno(),),
-                env=self._environment(),
-                stdin=subprocess.DEVNULL,
-                # A group of its own: Ctrl-C is for the cloud, which lets answers end.
-                start_new_session=True,
-            )
+        # A process that hangs reads nothing: who writes to it must not wait for ever either.
+        ours.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, struct.pack("ll", int(HANGS_S), 0))
         connection = Connection(ours.detach())
+        process = None
         try:
-            load = current_load()
-            files = Path(self._load.folder).glob("*.safetensors")
-            load.total_bytes, load.shares[TENSORS] = sum(file.stat().st_size for file in files), 0.0
+            with theirs:
+                process = self._spawn(theirs.fileno())
             connection.send_bytes(wire.encode(self._load))
             ready = _await_ready(connection, load)
         except BaseException as error:
             connection.close()
-            process.kill()
+            if process is None:
+                raise
+            with self._writing:
+                self._process = None
+            _kill(process)
             code = process.wait()
-            if isinstance(error, EOFError | OSError):
+            if isinstance(error, EOFError | OSError | msgspec.MsgspecError):
                 raise ModelError(
                     f"vLLM's process ended with code {code} while it loaded the checkpoint"
                 ) from None
             raise
         self.token_bytes, self.kv_bytes = ready.token_bytes, ready.kv_bytes
         with self._writing:
-            self._process, self._connection = process, connection
+            self._connection = connection
             self.life += 1
+            life = self.life
         if self._closed.is_set():
             self.close()
+        threading.Thread(target=self._watch, args=(process, life), name="vsd-vllm-watch", daemon=True).start()
 
     def check(self) -> None:
         """Raise EngineStopped unless the process runs."""
         if not self.is_running:
-            raise EngineStopped("vLLM's process has ended and is being started again")
+            raise EngineStopped(f"{self._reason}; it is being started again")
 
     def run(self, rows: Seq[wire.Rows], life: int) -> tuple[wire.Said, ...]:
         """Run one pass. Raises EngineStopped if the process is not that of `life`, ends, or hangs."""
@@ -168,6 +176,8 @@ class VllmProcess:
             if not connection.poll(HANGS_S):
                 raise EngineStopped(self._ended(life, f"it has said nothing for {HANGS_S:.0f} s"))
             answer = wire.from_engine.decode(connection.recv_bytes())
+        except BlockingIOError:
+            raise EngineStopped(self._ended(life, f"it has read nothing for {HANGS_S:.0f} s")) from None
         except (EOFError, OSError, msgspec.MsgspecError):
             raise EngineStopped(self._ended(life)) from None
         if isinstance(answer, wire.Refusal):
@@ -191,31 +201,53 @@ class VllmProcess:
         if connection is not None:
             connection.close()
         if process is not None:
-            process.kill()
+            _kill(process)
             process.wait()
         self._package.cleanup()
+
+    def _spawn(self, pipe: int) -> subprocess.Popen[bytes]:
+        """Start the process, which `close` kills from now on. Raises OSError, ModelError after `close`."""
+        with self._writing:
+            if self._closed.is_set():
+                raise ModelError("vLLM's process has been closed")
+            self._process = subprocess.Popen(
+                [self._python, "-c", _SERVES, str(pipe), self._package.name],
+                pass_fds=(pipe,),
+                env=self._environment(),
+                stdin=subprocess.DEVNULL,
+                # A group of its own: Ctrl-C is for the cloud, which lets answers end.
+                start_new_session=True,
+            )
+            return self._process
+
+    def _watch(self, process: subprocess.Popen[bytes], life: int) -> None:
+        process.wait()
+        self._ended(life)
 
     def _send(self, connection: Connection, message: wire.ToEngine) -> None:
         with self._writing:
             connection.send_bytes(wire.encode(message))
 
     def _ended(self, life: int, why: str = "") -> str:
-        """Note that the process has ended, and start another one; return what to say of it."""
-        with self._writing:
-            if life != self.life or self._process is None:
-                return "vLLM's process has ended"
-            process, self._process = self._process, None
-            connection, self._connection = self._connection, None
-        if connection is not None:
-            connection.close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(ENDS_S)  # so that its own exit code is told
-        process.kill()
-        code = process.wait()
-        reason = f"vLLM's process has ended: {why or (f'signal {-code}' if code < 0 else f'code {code}')}"
-        log.error("%s; it is started again", reason)
-        threading.Thread(target=self._start_again, name="vsd-vllm-start", daemon=True).start()
-        return reason
+        """Note that the process has ended, and start another one; return what to say of it.
+
+        Who waits for an answer and who watches the process come here at the same time: one does the work, and
+        the other one then knows as much.
+        """
+        with self._ending:
+            with self._writing:
+                if life != self.life or self._process is None or self._connection is None:
+                    return self._reason
+                process, self._process = self._process, None
+                # Not closed here: another thread may read from it. It ends with the last that knows it.
+                self._connection = None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(ENDS_S)  # so that its own exit code is told
+            _kill(process)
+            self._reason = _reason(process.wait(), why)
+            log.error("%s; it is started again", self._reason)
+            threading.Thread(target=self._start_again, name="vsd-vllm-start", daemon=True).start()
+            return self._reason
 
     def _start_again(self) -> None:
         pause_s = FIRST_PAUSE_S
@@ -223,8 +255,9 @@ class VllmProcess:
             began_s = time.monotonic()
             try:
                 self.start()
-            except ModelError as error:
-                log.error("vLLM does not start: %s", error)
+            except (ModelError, OSError) as error:
+                if not self._closed.is_set():
+                    log.error("vLLM does not start: %s", error)
                 pause_s = min(LONGEST_PAUSE_S, 2 * pause_s)
                 continue
             log.warning("vLLM runs again after %.0f s", time.monotonic() - began_s)
@@ -240,6 +273,17 @@ class VllmProcess:
             "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
             "HF_HUB_OFFLINE": "1",
         }
+
+
+def _reason(code: int, why: str) -> str:
+    return f"{_ENDED}: {why or (f'signal {-code}' if code < 0 else f'code {code}')}"
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill the process with those that it has started, one a GPU."""
+    if process.poll() is None:
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
 
 
 def _await_ready(connection: Connection, load: Load) -> wire.Ready:
