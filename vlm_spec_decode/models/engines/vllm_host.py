@@ -498,11 +498,12 @@ def _version() -> str:
 
 
 def main() -> None:
-    """Serve the connection of this descriptor, the first argument; the second is the package's folder."""
-    connection = Connection(int(sys.argv[1]))
-    leaving = threading.Thread(
-        target=_leave_with, args=(connection.fileno(), os.getppid(), sys.argv[2]), daemon=True
-    )
+    """Serve: the arguments are the connection's descriptor, the package's folder, and the cloud's process.
+
+    The cloud may have been killed before this line is reached, so it says by itself which process it is.
+    """
+    connection, folder, cloud = Connection(int(sys.argv[1])), sys.argv[2], int(sys.argv[3])
+    leaving = threading.Thread(target=_leave_with, args=(connection.fileno(), cloud, folder), daemon=True)
     leaving.start()
     Host(connection).run()
     leaving.join(2 * ORPHANED_S)

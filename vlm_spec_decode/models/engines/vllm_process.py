@@ -211,7 +211,7 @@ class VllmProcess:
             if self._closed.is_set():
                 raise ModelError("vLLM's process has been closed")
             self._process = subprocess.Popen(
-                [self._python, "-c", _SERVES, str(pipe), self._package.name],
+                [self._python, "-c", _SERVES, str(pipe), self._package.name, str(os.getpid())],
                 pass_fds=(pipe,),
                 env=self._environment(),
                 stdin=subprocess.DEVNULL,
