@@ -280,10 +280,25 @@ def test_a_killed_process_is_named_started_again_and_answers_go_on(ours: Model, 
     assert said[:LENGTH] == truth
 
 
+def test_all_answers_of_a_pass_are_told_that_the_process_ended_and_none_asks_again(theirs: VllmModel) -> None:
+    contexts = [theirs.open(SEEN) for _ in range(3)]
+    scored = [as_choices(found) for found in theirs.score_batch([ScoreRequest(c, ()) for c in contexts])]  # type: ignore[arg-type]
+    waits = [each.prefetch((0,), GREEDY) for each in scored]
+    pid = theirs.process.pid
+    assert pid is not None
+    os.kill(pid, signal.SIGKILL)
+    with pytest.raises(EngineStopped):
+        waits[0]()
+    await_ready(theirs)
+    for each in scored:
+        with pytest.raises(EngineStopped):
+            each.pick((0,), (0,), GREEDY)
+
+
 def test_a_process_that_hangs_is_killed(theirs: VllmModel, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vllm_process, "HANGS_S", 1.0)
     context = theirs.open(SEEN)
-    context.prefill()
+    context.prefill()  # the first pass of a new process takes longer than what counts as hanging here
+    monkeypatch.setattr(vllm_process, "HANGS_S", 1.0)
     pid = theirs.process.pid
     assert pid is not None
     os.kill(pid, signal.SIGSTOP)

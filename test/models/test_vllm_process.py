@@ -42,7 +42,7 @@ sys.path.insert(0, {str(Path(__file__).parents[2])!r})
 from vlm_spec_decode.models.engines import vllm_messages as wire
 connection = Connection(int(sys.argv[3]))
 connection.recv_bytes()
-connection.send_bytes(wire.encode(wire.Ready(version="0.32.0", kv_bytes=1, token_bytes=1)))
+connection.send_bytes(wire.encode(wire.Ready(1)))
 while True:
     asked = wire.to_engine.decode(connection.recv_bytes())
     if isinstance(asked, wire.Pass):

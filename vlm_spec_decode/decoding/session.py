@@ -114,12 +114,7 @@ class Session:
 
     def runnable(self, plan: PassPlan) -> PassPlan:
         """Return the plan as what runs the target can take it: of a tree one chain, if it takes no trees."""
-        if self.context.verifies_trees:
-            return plan
-        kept = plan.nodes.chain()
-        if len(kept.tokens) == len(plan.nodes.tokens):
-            return plan
-        return replace(plan, nodes=kept)
+        return plan if self.context.verifies_trees else replace(plan, nodes=plan.nodes.chain())
 
     def prepare(self, plan: PassPlan) -> PassPlan:
         """Let the cloud's own draft add to the plan. On the thread that runs the pass.

@@ -124,6 +124,12 @@ def tokenize_prompt(tokenizer: Any, text: str) -> list[int]:
     return ids
 
 
+def check_placeholders(ids: Seq[int], image_token_id: int | None, expected: int) -> None:
+    """Raise InstructionError if a prompt has another number of the image's placeholders than expected."""
+    if image_token_id is not None and ids.count(image_token_id) != expected:
+        raise InstructionError("the instruction contains the checkpoint's image token")
+
+
 @dataclass(frozen=True, slots=True)
 class EncodedPrompt:
     """Token ids with one placeholder for the image, the image processor's tensors, the image's digest."""
@@ -183,8 +189,7 @@ class PromptEncoder:
             text = text.replace(self.family.image_mark, written)
             placeholders = tokenize_prompt(self.tokenizer, written).count(self.image_token_id or 0)
         ids = tokenize_prompt(self.tokenizer, text)
-        if self.image_token_id is not None and ids.count(self.image_token_id) != placeholders:
-            raise InstructionError("the instruction contains the checkpoint's image token")
+        check_placeholders(ids, self.image_token_id, placeholders)
         self._check_length(len(ids))
         return EncodedPrompt(tuple(ids), image, digest)
 

@@ -17,9 +17,6 @@ from vlm_spec_decode.models.engines.base import DEFAULT_ENGINE, LoadOptions
 from vlm_spec_decode.models.places import SHIPPED_MARK, folder_of, shipped
 from vlm_spec_decode.models.registry import ENGINES
 
-WHOLE = ("tensor_parallel", "kv_mib", "answers")
-"""Options that are whole numbers."""
-
 
 @dataclass(frozen=True, slots=True)
 class ModelSpec:
@@ -75,7 +72,11 @@ def _with(options: LoadOptions, settings: list[str]) -> LoadOptions:
         name, equals, value = setting.strip().partition("=")
         if name not in known or not equals or not value:
             raise ModelError(f"unknown model option {setting.strip()!r} (known: {', '.join(known)})")
-        found: Any = _percents(value) if name == "exits" else _whole(name, value) if name in WHOLE else value
+        found: Any = value
+        if name == "exits":
+            found = _percents(value)
+        elif isinstance(getattr(options, name), int):
+            found = _whole(name, value)
         options = replace(options, **{name: found})
     return options
 

@@ -21,8 +21,11 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import NoReturn
 
+import msgspec
+
 from vlm_spec_decode.core.choices import Choices, Distribution, LegalTokens, Logits, Ranking
 from vlm_spec_decode.core.errors import (
+    EngineStopped,
     ImageError,
     InstructionError,
     ModelError,
@@ -43,7 +46,7 @@ from vlm_spec_decode.core.ports import (
 )
 from vlm_spec_decode.core.types import UNKNOWN_LIMITS, Observation, SamplingParams, Tokens
 from vlm_spec_decode.models.checkpoint import fingerprint, prompt_style
-from vlm_spec_decode.models.encoder import render_prompt, tokenize_prompt
+from vlm_spec_decode.models.encoder import check_placeholders, render_prompt, tokenize_prompt
 from vlm_spec_decode.models.engines import vllm_messages as wire
 from vlm_spec_decode.models.engines.base import Engine, LoadedModel, LoadOptions
 from vlm_spec_decode.models.engines.torch_loop import check_image_token, read_vocabulary
@@ -62,6 +65,10 @@ class Prompt:
 
     ids: Tokens
     jpeg: bytes
+
+
+NO_PROMPT = Prompt((), b"")
+"""Of an answer that vLLM has."""
 
 
 class VllmContext(ModelContext):
@@ -137,12 +144,9 @@ class VllmContext(ModelContext):
             if self.life == life:
                 self.model.process.tell(wire.Close(self.answer), life)
             self.life, self.said, self.answer = 0, (), self.model.next_answer()
-        pending = prefix[len(self.said) :]
-        if self.life:
-            return wire.Rows(answer=self.answer, tokens=pending + drafts)
-        return wire.Rows(
-            answer=self.answer, prompt=self.prompt.ids, jpeg=self.prompt.jpeg, tokens=pending + drafts
-        )
+        prompt = NO_PROMPT if self.life else self.prompt
+        tokens = prefix[len(self.said) :] + drafts
+        return wire.Rows(answer=self.answer, prompt=prompt.ids, jpeg=prompt.jpeg, tokens=tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,14 +227,7 @@ class ChainChoices(Choices):
             only = [_only(token, self.context.model.card.vocab_size) for token in rows.tokens[:known]]
             masks = [None if each is None else each.bits.tobytes() for each in self.allowed]
             legal = (*only, *(masks or [None] * len(self)))
-        return wire.Rows(
-            answer=rows.answer,
-            prompt=rows.prompt,
-            jpeg=rows.jpeg,
-            tokens=rows.tokens,
-            legal=legal,
-            params=params,
-        )
+        return msgspec.structs.replace(rows, legal=legal, params=params)
 
 
 def _only(token: int, vocab_size: int) -> bytes:
@@ -254,11 +251,16 @@ class Passing:
             self._asked[key] = choices, params
 
     def run(self) -> None:
-        """Ask all questions that have been added and not yet asked."""
+        """Ask all questions that have been added and not yet asked. Raises EngineStopped."""
         asked, self._asked = self._asked, {}
         if not asked:
             return
-        found = self.model.verify([*asked.values()])
+        try:
+            found = self.model.verify([*asked.values()])
+        except EngineStopped as error:
+            # Also for the others, so that none of them asks once more by itself.
+            self._found |= dict.fromkeys(asked, error)
+            raise
         self._found |= dict(zip(asked, found, strict=True))
 
     def said(self, choices: ChainChoices, params: SamplingParams) -> Tokens:
@@ -321,10 +323,7 @@ class VllmModel(LoadedModel):
         text = render_prompt(observation, self._family.tokenizer, self._style, mark)
         ids = tokenize_prompt(self._family.tokenizer, text)
         seen = observation.image if self._family.sees else None
-        if self._family.image_token_id is not None and ids.count(self._family.image_token_id) != (
-            0 if seen is None else 1
-        ):
-            raise InstructionError("the instruction contains the checkpoint's image token")
+        check_placeholders(ids, self._family.image_token_id, 0 if seen is None else 1)
         return VllmContext(self, self.next_answer(), Prompt(tuple(ids), seen.jpeg if seen else b""))
 
     def score_batch(self, requests: Seq[ScoreRequest]) -> list[Scored]:

@@ -62,7 +62,6 @@ REJECTED = -1
 ALL_LEGAL = -1
 """A word of a bit mask that allows all of its 32 ids."""
 
-
 ORPHANED_S = 1.0
 """Within this time after its pipe has closed, it is known whether the cloud has ended."""
 
@@ -394,8 +393,7 @@ class Host:
         cache = self._scheduler.kv_cache_config
         kv_bytes = sum(tensor.size for tensor in cache.kv_cache_tensors)
         token_bytes = -(-kv_bytes // (cache.num_blocks * self._scheduler.block_size))
-        version = _version()
-        self._send(wire.Ready(version=version, kv_bytes=kv_bytes, token_bytes=token_bytes))
+        self._send(wire.Ready(token_bytes))
 
     # A pass ------------------------------------------------------------------------------------------
 
@@ -447,7 +445,7 @@ class Host:
             chain.error = "too_long"
             del self._scheduler.chains[name]
         if has_ended:
-            self._names = {answer: known for answer, known in self._names.items() if known != name}
+            self._names.pop(chain.rows.answer, None)
 
     def _fail(self, name: str, error: str) -> None:
         chain = self._scheduler.chains.pop(name)
@@ -489,12 +487,6 @@ class Host:
 
     def _send(self, message: wire.FromEngine) -> None:
         self._connection.send_bytes(wire.encode(message))
-
-
-def _version() -> str:
-    import vllm
-
-    return str(vllm.__version__)
 
 
 def main() -> None:

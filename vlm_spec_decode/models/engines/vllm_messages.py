@@ -66,11 +66,9 @@ class Progress(msgspec.Struct, frozen=True, tag=True):
     share: float
 
 
-class Ready(msgspec.Struct, frozen=True, tag=True, kw_only=True):
-    """The checkpoint is loaded."""
+class Ready(msgspec.Struct, frozen=True, tag=True):
+    """The checkpoint is loaded; a token of an answer takes so many bytes of the cache."""
 
-    version: str
-    kv_bytes: int
     token_bytes: int
 
 

@@ -111,7 +111,6 @@ class VllmProcess:
         self._load = msgspec.structs.replace(load, folder=str(checkpoint))
         self.life = 0
         self.token_bytes = 0
-        self.kv_bytes = 0
 
     @property
     def pid(self) -> int | None:
@@ -151,7 +150,7 @@ class VllmProcess:
                     f"vLLM's process ended with code {code} while it loaded the checkpoint"
                 ) from None
             raise
-        self.token_bytes, self.kv_bytes = ready.token_bytes, ready.kv_bytes
+        self.token_bytes = ready.token_bytes
         with self._writing:
             self._connection = connection
             self.life += 1
